@@ -1,0 +1,158 @@
+"""From settings to the list of shards to do: what is new, what changed, what is finished."""
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+
+from raybert.config import DataSettings, OutputSettings
+from raybert.corpus.ledger import Ledger, Source, source_id
+from raybert.corpus.readers import Scan, Shard, check_columns, scan
+from raybert.corpus.sources import File, digest, discover, member_uris
+from raybert.corpus.texts import text_columns, wanted_columns
+
+Mapper = Callable[[Callable[[Any], Any], list[Any]], Iterable[Any]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a run needs to know of its input."""
+
+    sources: tuple[Source, ...]
+    files: dict[str, File]
+    added: tuple[Source, ...]
+    void: tuple[str, ...]
+    types: dict[str, pa.DataType]
+    kept: tuple[str, ...]
+    carried: dict[str, str]
+
+    @property
+    def rows(self) -> int:
+        """Rows of the whole corpus."""
+        return sum(source.rows for source in self.sources)
+
+    def shards(self) -> dict[str, tuple[Source, Shard]]:
+        """Every shard by the name of its output, in the order of the corpus."""
+        return {source.name(shard): (source, shard) for source in self.sources for shard in source.shards}
+
+
+def in_threads(function: Callable[[Any], Any], items: list[Any]) -> list[Any]:
+    """Map on this machine; reading footers and digests waits for storage most of the time."""
+    with ThreadPoolExecutor(16) as pool:
+        return list(pool.map(function, items))
+
+
+def make_plan(
+    data: DataSettings,
+    output: OutputSettings,
+    ledger: Ledger,
+    job: dict[str, Any] | None,
+    *,
+    mapper: Mapper = in_threads,
+) -> Plan:
+    """Compare the corpus with what the output folder knows. Writes nothing.
+
+    `mapper` runs the scan of new files, so that it can be spread over a cluster.
+
+    Raises:
+        ValueError: no input, a missing column, or an input file that changed or vanished under `on_change=refuse`.
+    """
+    planned = {source.uri: source for source in ledger.sources().values()}
+    known = [source.members for source in planned.values() if source.members]
+    files = {file.uri: file for file in discover(data.paths, data.format, known=known)}
+    digests = dict(zip(files, in_threads(digest, list(files.values())), strict=True))
+    changed = [u for u, s in planned.items() if u in files and (s.size, s.digest) != (files[u].size, digests[u])]
+    gone = [uri for uri in planned if uri not in files]
+    if (changed or gone) and output.on_change == "refuse":
+        raise ValueError(_refusal(ledger.path, changed, gone))
+    void = tuple(planned[uri].id for uri in (*changed, *gone))
+    new = [file for uri, file in files.items() if uri not in planned or uri in changed]
+    stays = [source for source in planned.values() if source.id not in void]
+    dead = ledger.void() | set(void)
+
+    scans = list(mapper(_Scan(data, output.rows_per_shard), new))
+    for file, found in zip(new, scans, strict=True):
+        check_columns(file, found, wanted_columns(data, [] if data.columns == ["*"] else data.columns))
+    kept, types, carried = _columns(data, job, scans)
+    added = [
+        Source(
+            source_id(file.uri, file.size, digests[file.uri], dead),
+            file.uri,
+            file.size,
+            digests[file.uri],
+            file.format,
+            found.shards,
+            member_uris(file),
+        )
+        for file, found in zip(new, scans, strict=True)
+    ]
+    added = _first_rows(added, data.limit, sum(source.rows for source in stays))
+    sources = tuple(sorted([*stays, *added], key=lambda source: source.uri))
+    return Plan(sources, files, tuple(added), void, types, tuple(kept), carried)
+
+
+@dataclass(frozen=True)
+class _Scan:
+    """`scan` with its settings; a class because it travels to other machines."""
+
+    data: DataSettings
+    rows_per_shard: int
+
+    def __call__(self, file: File) -> Scan:
+        return scan(
+            file,
+            rows_per_shard=self.rows_per_shard,
+            text_columns=text_columns(self.data),
+            max_chars=self.data.max_chars,
+        )
+
+
+def _columns(
+    data: DataSettings, job: dict[str, Any] | None, scans: list[Scan]
+) -> tuple[list[str], dict[str, pa.DataType], dict[str, str]]:
+    """Kept columns and types: those of the first file ever planned, so that all output files have one schema."""
+    if job is not None:
+        types = {name: type_from(text) for name, text in job["types"].items()}
+        return job["kept"], types, job["carried"]
+    if not scans:
+        return [], {}, {}
+    first = next((found for found in scans if found.rows), scans[0])
+    kept = [name for name in first.columns if name != data.id] if data.columns == ["*"] else list(data.columns)
+    names = wanted_columns(data, kept)
+    types = {name: first.types.get(name, pa.string()) for name in names}
+    return kept, types, getattr(first, "carried", {})
+
+
+def type_text(kind: pa.DataType) -> str:
+    """An Arrow type as text that `type_from` reads back: the hex of an Arrow schema, exact for every type."""
+    return pa.schema([("", kind)]).serialize().to_pybytes().hex()
+
+
+def type_from(text: str) -> pa.DataType:
+    return pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(text))).field(0).type
+
+
+def _first_rows(sources: list[Source], limit: int | None, already: int) -> list[Source]:
+    """Cut the plan after `limit` rows."""
+    if limit is None:
+        return sources
+    left, out = max(0, limit - already), []
+    for source in sorted(sources, key=lambda source: source.uri):
+        shards = []
+        for shard in source.shards:
+            if left > 0:
+                shards.append(replace(shard, end=min(shard.end, shard.start + left)))
+                left -= shards[-1].end - shards[-1].start
+        out.append(replace(source, shards=tuple(shards)))
+    return out
+
+
+def _refusal(path: str, changed: list[str], gone: list[str]) -> str:
+    parts = [f"{len(uris)} input file(s) {what} ({', '.join(uris[:3])}{', ...' if len(uris) > 3 else ''})"
+             for what, uris in (("changed", changed), ("vanished", gone)) if uris]
+    return (
+        f"{' and '.join(parts)} since {path} was written; nothing was done. "
+        "output.on_change=replace redoes changed files and drops the vectors of vanished ones"
+    )

@@ -1,0 +1,111 @@
+"""A Ray to run on: the cluster we are in, or a private one on this machine; and whether it can do the job at all."""
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from raybert.config import WorkersSettings
+
+# Read by Ray at import or start: no usage reports and no progress bars of its own on our terminal.
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The encoder processes of one run: between `low` and `high` of them, each with `cpus` and `gpus`."""
+
+    low: int
+    high: int
+    cpus: int
+    gpus: float
+
+
+def cores() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def ray_session() -> Iterator[None]:
+    """Connected to Ray: to what is already connected, else to RAY_ADDRESS, else to a private Ray that ends with us.
+
+    Raises RuntimeError when the cluster of RAY_ADDRESS does not answer.
+    """
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    import ray
+    import ray.data
+
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # set up by the import
+    if ray.is_initialized():
+        yield
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+    try:
+        if address:
+            ray.init(address=address, **quiet)
+        else:
+            # One CPU more than there are: reading and tokenizing always find a slot beside the encoders.
+            ray.init(address="local", num_cpus=cores() + 1, include_dashboard=False, **quiet)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        where = f"the Ray cluster at RAY_ADDRESS={address}" if address else "a private Ray on this machine"
+        raise RuntimeError(f"cannot use {where}: {str(error).splitlines()[0]}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def worker_pool(workers: WorkersSettings) -> Pool:
+    """How many encoder processes of what size this cluster can feed.
+
+    Raises ValueError for a request that could only hang: every encoder needs its CPUs and GPUs, reading needs one more.
+    """
+    import ray
+
+    total = ray.cluster_resources()
+    cpus_here, gpus_here = int(total.get("CPU", 0)), total.get("GPU", 0.0)
+    gpus = (1.0 if gpus_here else 0.0) if workers.gpus == "auto" else workers.gpus
+    cpus = _cpus(workers.cpus, gpus)
+    fits = (cpus_here - 1) // cpus
+    if gpus:
+        fits = min(fits, int(gpus_here / gpus))
+    low, high = workers.count if isinstance(workers.count, list) else (workers.count, workers.count)
+    if workers.count == "auto":
+        low, high = 1, max(1, fits)
+    if low > fits:
+        raise ValueError(
+            f"workers.count={low} x workers.cpus={cpus}, workers.gpus={gpus:g} and 1 CPU for reading do not fit: "
+            f"the cluster has {cpus_here} CPUs and {gpus_here:g} GPUs; lower workers.count or workers.cpus"
+        )
+    return Pool(low, min(high, max(low, fits)), cpus, gpus)
+
+
+def _cpus(asked: int | str, gpus: float) -> int:
+    if asked != "auto":
+        return int(asked)
+    return 1 if gpus else cores_per_worker()
+
+
+def cores_per_worker() -> int:
+    """Compute threads of one encoder on CPUs: processes of few threads waste less than one of many."""
+    return min(cores(), 4)
+
+
+def cluster_map(function, items: list) -> list:  # noqa: ANN001 - any picklable function and items
+    """Map over the cluster, one CPU a call, results in order."""
+    import ray
+
+    remote = ray.remote(num_cpus=1, max_retries=3)(_call)
+    return ray.get([remote.remote(function, item) for item in items])
+
+
+def _call(function, item):  # noqa: ANN001, ANN202
+    return function(item)

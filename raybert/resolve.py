@@ -1,0 +1,153 @@
+"""What decides the numbers, found out once on a worker: dtype, pooling, width, weights, tokenizer. Torch only there."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from raybert import __version__
+from raybert.config import EmbedConfig, ModelSettings
+from raybert.corpus.models import fetch_model
+from raybert.corpus.session import Pool
+
+# The encoder of this process. Ray gives a worker process that ran `resolve` to the pool afterwards, model and all.
+_LOADED: dict[tuple[Any, ...], Any] = {}
+
+
+def resolve(config: EmbedConfig, pool: Pool, sample: list[str]) -> tuple[dict[str, Any], str]:
+    """Load the model on a worker and say what it turned out to be.
+
+    Args:
+        sample: texts to calibrate the scale of int8 vectors with.
+
+    Returns:
+        the resolved values (plain JSON) and the text of the tokenizer.
+
+    Raises:
+        ValueError: the model cannot be loaded as asked.
+    """
+    import ray
+    from ray.exceptions import RayTaskError
+
+    task = ray.remote(num_cpus=pool.cpus, num_gpus=pool.gpus or None, max_retries=2)(_resolve)
+    try:
+        return ray.get(task.remote(config, pool.cpus, sample))
+    except RayTaskError as error:
+        cause = error.cause if isinstance(error.cause, Exception) else error
+        if isinstance(cause, ValueError):
+            raise ValueError(" ".join(str(cause).split())) from None
+        raise RuntimeError(f"model.name={config.model.name} does not load: {' '.join(str(cause).split())[:500]}") from error
+
+
+def load_as_resolved(model: ModelSettings, resolved: Mapping[str, Any]) -> Any:
+    """The encoder that the plan was made with.
+
+    Raises ValueError when this machine cannot honour the plan: other weights, no GPU, no bfloat16.
+    """
+    key = _key(model, resolved)
+    if key not in _LOADED:
+        _quiet_threads()
+        import torch
+
+        from raybert.encoder.loading import cpu_has_bfloat16
+
+        device = resolved["device"]
+        if device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("the plan was made for a GPU, and this worker has none; give workers.gpus")
+        if resolved["dtype"] == "bfloat16" and device == "cpu" and model.dtype == "auto" and not cpu_has_bfloat16():
+            raise ValueError("the plan computes in bfloat16, which this worker's CPU lacks; set model.dtype")
+        _LOADED.clear()
+        _LOADED[key] = _load(model, **{name: resolved[name] for name in _ENCODER_KEYS}, dimensions=resolved["dimensions"])
+    encoder = _LOADED[key]
+    if encoder.digest != resolved["digest"]:
+        raise ValueError(
+            f"the weights of {model.name} on this worker (digest {encoder.digest[:12]}) are not those of the plan "
+            f"(digest {resolved['digest'][:12]}); put them back or use another output.path"
+        )
+    return encoder
+
+
+_ENCODER_KEYS = ("pooling", "max_length", "dtype", "prompt", "layers", "threads", "device", "batch_tokens")
+
+
+def _resolve(config: EmbedConfig, threads: int, sample: list[str]) -> tuple[dict[str, Any], str]:
+    from raybert.encoder.quantizing import int8_scale, quantize
+
+    model = config.model
+    _quiet_threads()
+    encoder = _load(
+        model,
+        **model.model_dump(include={"pooling", "dimensions", "max_length", "dtype", "prompt_name", "prompt", "layers"}),
+        threads=threads,
+        batch_tokens=config.batch_tokens,
+    )
+    if encoder.tokenizer_json is None:
+        raise ValueError(f"model.name={model.name} has a tokenizer in Python only; bulk jobs need a tokenizer.json")
+    scale = int8_scale(encoder.encode(sample)) if config.output.dtype == "int8" else None
+    quantize(encoder.encode(["a"]), config.output.dtype, scale)  # fails now if the width does not fit
+    resolved = {
+        **{name: getattr(encoder, name) for name in ("dimension", "pooling", "max_length", "dtype", "device")},
+        **{name: getattr(encoder, name) for name in ("digest", "revision", "prompt", "layers", "normalized")},
+        "normalize": encoder.normalized,
+        "dimensions": model.dimensions,
+        "threads": threads,
+        "batch_tokens": config.batch_tokens,
+        "stored_dtype": config.output.dtype,
+        "scale": scale,
+        "versions": _versions(),
+    }
+    _LOADED.clear()
+    _LOADED[_key(model, resolved)] = encoder
+    return resolved, encoder.tokenizer_json
+
+
+def _load(model: ModelSettings, **settings: Any) -> Any:
+    from raybert.encoder import Encoder
+
+    return Encoder.load(
+        fetch_model(model.name),
+        revision=model.revision,
+        normalize=model.normalize,
+        trust_remote_code=model.trust_remote_code,
+        **settings,
+    )
+
+
+def _key(model: ModelSettings, resolved: Mapping[str, Any]) -> tuple[Any, ...]:
+    names = (*_ENCODER_KEYS, "dimensions", "digest")
+    return (model.name, model.revision, model.normalize, *(resolved[name] for name in names))
+
+
+def _quiet_threads() -> None:
+    """Ray sets OMP_NUM_THREADS to the CPUs it counts; the plan's own number rules, set by the encoder."""
+    import os
+
+    os.environ.pop("OMP_NUM_THREADS", None)
+
+
+def _versions() -> dict[str, str]:
+    import tokenizers
+    import torch
+    import transformers
+
+    return {
+        "raybert": __version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "tokenizers": tokenizers.__version__,
+    }
+
+
+def time_encoding(config: EmbedConfig, resolved: Mapping[str, Any], pool: Pool, tokenized: Any) -> float:
+    """Tokens per second of one worker on a sample."""
+    import ray
+
+    task = ray.remote(num_cpus=pool.cpus, num_gpus=pool.gpus or None)(_time_encoding)
+    return ray.get(task.remote(config.model, dict(resolved), tokenized))
+
+
+def _time_encoding(model: ModelSettings, resolved: Mapping[str, Any], tokenized: Any) -> float:
+    encoder = load_as_resolved(model, resolved)
+    encoder.encode_ids(tokenized)  # the first pass pays for allocations
+    started = time.perf_counter()
+    encoder.encode_ids(tokenized)
+    return float(tokenized.lengths.sum()) / (time.perf_counter() - started)
