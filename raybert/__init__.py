@@ -12,12 +12,22 @@ _PUBLIC = {
     "SearchConfig": "raybert.config",
     "VerifyConfig": "raybert.config",
     "embed": "raybert.embed",
-    "embed_dataset": "raybert.embed",
+    "embed_dataset": "raybert.embed_dataset",
     "search": "raybert.search",
     "verify": "raybert.verify",
 }
 
-__all__ = ["Encoder", "EmbedConfig", "SearchConfig", "VerifyConfig", "__version__", "embed", "embed_dataset", "search", "verify"]
+__all__ = [
+    "EmbedConfig",
+    "Encoder",
+    "SearchConfig",
+    "VerifyConfig",
+    "__version__",
+    "embed",
+    "embed_dataset",
+    "search",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -25,7 +25,10 @@ VERBS = {
     "embed": Verb(settings.EmbedConfig, "raybert.embed", (), "[config.yaml] [key=value ...]"),
     "verify": Verb(settings.VerifyConfig, "raybert.verify", ("data.path",), "FOLDER"),
     "search": Verb(
-        settings.SearchConfig, "raybert.search", ("data.path", "search.query"), "FOLDER [QUERY] [key=value ...]"
+        settings.SearchConfig,
+        "raybert.search",
+        ("data.path", "search.query"),
+        "FOLDER [QUERY] [key=value ...]",
     ),
 }
 
@@ -44,7 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if name not in VERBS:
         near = settings.nearest(name, list(VERBS))
-        return _fail(f"unknown verb {name!r}" + (f"; did you mean {near!r}?" if near else "; see raybert --help"), 2)
+        return _fail(
+            f"unknown verb {name!r}" + (f"; did you mean {near!r}?" if near else "; see raybert --help"), 2
+        )
     if "-h" in rest or "--help" in rest:
         print(_verb_help(name))
         return 0
@@ -98,12 +103,18 @@ def _verb_help(name: str) -> str:
     for key, default, meaning in rows:
         shown = f" [{default}]" if default not in ("", "null", "[]") else ""
         lines.append(f"  {key:{width}}  {meaning}{shown}")
-    return "\n".join([*lines, "", "Values are JSON where that fits, else text: workers.count=[1,4] data.path=docs/*.parquet"])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "Values are JSON where that fits, else text: workers.count=[1,4] data.path=docs/*.parquet",
+        ]
+    )
 
 
 def _fail(message: str, code: int, *, debug: bool = False) -> int:
     if debug and os.environ.get("RAYBERT_DEBUG"):
-        raise  # noqa: PLE0704 - called from an except block
+        raise
     print(f"raybert: {' '.join(message.split())}", file=sys.stderr)
     return code
 

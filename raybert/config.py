@@ -48,7 +48,8 @@ class ModelSettings(Settings):
     prompt_name: str | None = Field(None, description="one of the prompts that the model folder names")
     prompt: str | None = Field(None, description="text put before every input")
     layers: str = Field(
-        "last", description="hidden layers to pool: last, -2, sum:last4, mean:last4, concat:last4, concat:-1,-12"
+        "last",
+        description="hidden layers to pool: last, -2, sum:last4, mean:last4, concat:last4, concat:-1,-12",
     )
     trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
 
@@ -59,9 +60,9 @@ class DataSettings(Settings):
     path: str | list[str] = Field(
         "", description="files, folders or globs, local or s3:// gs:// hf:// ...; required"
     )
-    format: Literal[
-        "auto", "parquet", "jsonl", "csv", "tsv", "text", "documents", "arrow", "datasets"
-    ] = Field("auto", description="auto: by file name; text is a line a row, documents a file a row")
+    format: Literal["auto", "parquet", "jsonl", "csv", "tsv", "text", "documents", "arrow", "datasets"] = (
+        Field("auto", description="auto: by file name; text is a line a row, documents a file a row")
+    )
     text: str | list[str] = Field("text", description="column(s) that hold the text")
     template: str | None = Field(
         None, description='joins columns into one text, as in "{title}\\n{body}"; default: joined by newlines'
@@ -74,7 +75,9 @@ class DataSettings(Settings):
     @field_validator("columns", "text", mode="before")
     @classmethod
     def _comma_list(cls, value: Any) -> Any:
-        return [part.strip() for part in value.split(",")] if isinstance(value, str) and "," in value else value
+        return (
+            [part.strip() for part in value.split(",")] if isinstance(value, str) and "," in value else value
+        )
 
     @field_validator("columns", mode="before")
     @classmethod
@@ -96,7 +99,9 @@ class ChunkSettings(Settings):
     """Long documents as overlapping windows."""
 
     size: int | None = Field(
-        None, ge=1, description="tokens of a window, special ones not counted; default: no windows, long texts are cut"
+        None,
+        ge=1,
+        description="tokens of a window, special ones not counted; default: no windows, long texts are cut",
     )
     overlap: int = Field(0, ge=0, description="tokens that neighbouring windows share")
     combine: Literal["none", "mean", "max"] = Field(
@@ -134,7 +139,8 @@ class WorkersSettings(Settings):
     """The encoder processes."""
 
     count: int | list[int] | Literal["auto"] = Field(
-        "auto", description="encoder processes, or [min, max] to autoscale; auto: as many as the machine feeds"
+        "auto",
+        description="encoder processes, or [min, max] to autoscale; auto: as many as the machine feeds",
     )
     gpus: float | Literal["auto"] = Field(
         "auto", description="GPUs of one process; auto: 1 where the cluster has any, else 0"
@@ -156,9 +162,7 @@ class SearchSettings(Settings):
     query: str | list[str] = Field([], description="text(s) to search for")
     vectors: str | None = Field(None, description="query vectors instead of text: a .npy or Parquet file")
     k: int = Field(10, ge=1, description="hits a query")
-    filter: str | None = Field(
-        None, description="on kept columns: \"package == 'gzip' and year >= 2020\""
-    )
+    filter: str | None = Field(None, description="on kept columns: \"package == 'gzip' and year >= 2020\"")
     format: Literal["table", "json"] = Field("table", description="how hits are printed")
 
 
@@ -318,12 +322,16 @@ def _explain(model: type[Settings], error: ValidationError) -> str:
     path = _known_prefix(first["loc"], known)
     if first["type"] == "extra_forbidden":
         near = nearest(path, known)
-        return f"unknown setting {path!r}" + (f"; did you mean {near!r}?" if near else "; see --help for all of them")
+        return f"unknown setting {path!r}" + (
+            f"; did you mean {near!r}?" if near else "; see --help for all of them"
+        )
     if first["type"] == "value_error":
         return str(first["ctx"]["error"])
     if first["type"] == "model_type":
         return f"{path}={first['input']!r} does not fit: it is a group of settings, as in {path}.{_child(path, known)}=..."
-    expected = "; ".join(dict.fromkeys(e["msg"] for e in error.errors() if _known_prefix(e["loc"], known) == path))
+    expected = "; ".join(
+        dict.fromkeys(e["msg"] for e in error.errors() if _known_prefix(e["loc"], known) == path)
+    )
     return f"{path}={first['input']!r} does not fit: {expected[0].lower()}{expected[1:]}"
 
 

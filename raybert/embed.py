@@ -4,7 +4,7 @@ The driver needs no torch: models are loaded by workers only.
 """
 
 import contextlib
-import signal
+import os
 import sys
 import time
 import uuid
@@ -36,7 +36,6 @@ Pending = Mapping[str, tuple[Source, Shard]]
 
 def main(config: EmbedConfig) -> int:
     """The command: run, print the report. Returns 0, or 1 if shards had to be given up."""
-    signal.signal(signal.SIGTERM, _stop)
     report = embed(config)
     print(report)
     return 1 if report.aside else 0
@@ -52,6 +51,7 @@ def embed(config: EmbedConfig | Mapping[str, Any]) -> Report | Estimate:
     if not isinstance(config, EmbedConfig):
         config = load(EmbedConfig, settings=config)
     require(config, "model.name", "data.path", "output.path")
+    config = _absolute(config)
     with contextlib.ExitStack() as stack:
         return _Run(config, stack).go()
 
@@ -175,7 +175,9 @@ class _Run:
         tokenizer = TextTokenizer(text, max_length=resolved["max_length"], prompt=resolved["prompt"])
         return PrepareShard(self._config.data, self._config.chunk, tuple(job["kept"]), tokenizer)
 
-    def _finish(self, plan: Plan, job: Mapping[str, Any], progress: Progress, aside: dict[str, str]) -> Report:
+    def _finish(
+        self, plan: Plan, job: Mapping[str, Any], progress: Progress, aside: dict[str, str]
+    ) -> Report:
         ledger = self._ledger
         commits = ledger.commits(ledger.done() & plan.shards().keys())
         repeated = duplicate_ids(ledger.store) if self._config.data.id else (0, [])
@@ -189,7 +191,19 @@ class _Run:
 
     def _estimate(self, plan: Plan, job: Mapping[str, Any]) -> Estimate:
         print(dump_yaml(self._config), file=sys.stderr)
-        return estimate(self._config, plan, self._pending(plan), self._prepare(job), job["resolved"], self._pool)
+        return estimate(
+            self._config, plan, self._pending(plan), self._prepare(job), job["resolved"], self._pool
+        )
+
+
+def _absolute(config: EmbedConfig) -> EmbedConfig:
+    """Local paths mean the same on every process, whatever its working directory."""
+    model, output = config.model, config.output
+    if os.path.isdir(os.path.expanduser(model.name)):
+        model = model.model_copy(update={"name": os.path.abspath(os.path.expanduser(model.name))})
+    if "://" not in output.path:
+        output = output.model_copy(update={"path": os.path.abspath(os.path.expanduser(output.path))})
+    return config.model_copy(update={"model": model, "output": output})
 
 
 def deciding_settings(config: EmbedConfig) -> dict[str, Any]:
@@ -258,7 +272,3 @@ def _pool_line(pool: Pool, resolved: Mapping[str, Any]) -> str:
     count = f"{pool.low}" if pool.low == pool.high else f"{pool.low} to {pool.high}"
     on = f"{pool.gpus:g} GPU" if pool.gpus else f"{resolved['threads']} CPU thread(s)"
     return f"{count} encoder(s), {on} each, computing in {resolved['dtype']}"
-
-
-def _stop(signum: int, frame: Any) -> None:
-    raise SystemExit(128 + signum)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,8 @@ import pyarrow.compute as pc
 
 from raybert.config import ChunkSettings, DataSettings, ModelSettings
 from raybert.corpus.ledger import Source
-from raybert.corpus.readers import Shard
 from raybert.corpus.outcome import Outcome, Refused
+from raybert.corpus.readers import Shard
 from raybert.corpus.texts import row_ids, texts_and_reasons
 from raybert.corpus.vectors import REJECT_SCHEMA, embedding_array, read_metadata
 from raybert.encoder.batching import plan_batches
@@ -47,7 +48,9 @@ class PrepareShard:
             texts[row], reasons[row] = None, reasons[row] or f"{self.data.id} (data.id) is null"
         pieces = _Pieces.of_rows(texts) if self.chunk.size is None else self._windows(texts)
         distinct: dict[str, int] = {}
-        vector = np.array([-1 if t is None else distinct.setdefault(t, len(distinct)) for t in pieces.texts], np.int32)
+        vector = np.array(
+            [-1 if t is None else distinct.setdefault(t, len(distinct)) for t in pieces.texts], np.int32
+        )
         tokenized = self.tokenizer(list(distinct))
         lengths = tokenized.lengths
         first = np.zeros(len(vector), bool)
@@ -67,13 +70,17 @@ class PrepareShard:
         }
         if self.chunk.size is not None:
             columns |= {"chunk": pieces.number, "chunk_start": pieces.start, "chunk_end": pieces.end}
-        return pa.table(columns).replace_schema_metadata({_SOURCE: source.uri.encode("utf-8", "surrogateescape")})
+        return pa.table(columns).replace_schema_metadata(
+            {_SOURCE: source.uri.encode("utf-8", "surrogateescape")}
+        )
 
     def _windows(self, texts: list[str | None]) -> "_Pieces":
         """Overlapping windows of every document. A document without a token keeps one window, all of it."""
         rows, number, spans, parts = [], [], [], []
         for row, text in enumerate(texts):
-            windows = chunk(self.tokenizer, text, self.chunk.size, self.chunk.overlap) if text is not None else []
+            windows = (
+                chunk(self.tokenizer, text, self.chunk.size, self.chunk.overlap) if text is not None else []
+            )
             for i, (start, end) in enumerate(windows or [(0, len(text or ""))]):
                 rows.append(row)
                 number.append(i)
@@ -128,12 +135,18 @@ class EncodeShard:
         tokenized = _distinct(table)
         vectors = self._encoder.encode_ids(tokenized)
         lengths = tokenized.lengths
-        padded = sum(len(rows) * int(lengths[rows].max()) for rows in plan_batches(lengths, self._encoder.batch_tokens))
+        padded = sum(
+            len(rows) * int(lengths[rows].max()) for rows in plan_batches(lengths, self._encoder.batch_tokens)
+        )
         which = table[VECTOR].to_numpy()
         reasons = np.array(table[REASON].to_pylist(), dtype=object)
         rows = table[ROW].to_numpy()
         # one bad window spoils its document: a row is either embedded or rejected
-        bad = ~np.isfinite(vectors).all(axis=1)[which] & (which >= 0) if len(vectors) else np.zeros(len(which), bool)
+        bad = (
+            ~np.isfinite(vectors).all(axis=1)[which] & (which >= 0)
+            if len(vectors)
+            else np.zeros(len(which), bool)
+        )
         reasons[np.isin(rows, rows[bad]) & (reasons == None)] = "the model's vector is not finite"  # noqa: E711
         good = np.array([reason is None for reason in reasons], bool)
         tokens = lengths[which] if len(lengths) else np.zeros(len(which), np.int64)
@@ -161,7 +174,7 @@ class EncodeShard:
         starts = np.flatnonzero(np.r_[True, rows[1:] != rows[:-1]]) if len(rows) else np.zeros(0, np.int64)
         bounds = np.r_[starts, len(rows)]
         out = np.empty((len(starts), vectors.shape[1]), np.float32)
-        for i, (a, b) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+        for i, (a, b) in enumerate(pairwise(bounds)):
             out[i] = combine(vectors[a:b], tokens[a:b], self._combine)
         if self._encoder.normalized:
             out /= np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1e-12)
@@ -196,12 +209,19 @@ def _rejects(table: pa.Table, reasons: np.ndarray) -> pa.Table | None:
     """One row a rejected row of the corpus; None if there is none."""
     rows = table[ROW].to_numpy()
     bad = np.array([reason is not None for reason in reasons], bool)
-    bad &= np.r_[True, rows[1:] != rows[:-1]] if len(rows) else bad  # the first window stands for its document
+    bad &= (
+        np.r_[True, rows[1:] != rows[:-1]] if len(rows) else bad
+    )  # the first window stands for its document
     if not bad.any():
         return None
     source = table.schema.metadata[_SOURCE].decode("utf-8", "replace")
     ids = table["id"].filter(pa.array(bad)).cast(pa.string(), safe=False)
-    columns = [ids, pa.array([source] * int(bad.sum())), pa.array(rows[bad]), pa.array(reasons[bad], pa.string())]
+    columns = [
+        ids,
+        pa.array([source] * int(bad.sum())),
+        pa.array(rows[bad]),
+        pa.array(reasons[bad], pa.string()),
+    ]
     return pa.table(columns, schema=REJECT_SCHEMA)
 
 
@@ -211,9 +231,21 @@ def _count(reasons: pa.ChunkedArray) -> dict[str, int]:
     return {kind: kinds.count(kind) for kind in sorted(set(kinds))}
 
 
-def vector_metadata(resolved: Mapping[str, Any], name: str, data: DataSettings, chunk: ChunkSettings) -> dict[str, Any]:
+def vector_metadata(
+    resolved: Mapping[str, Any], name: str, data: DataSettings, chunk: ChunkSettings
+) -> dict[str, Any]:
     """The `raybert` entry of the output's schema: what a reader needs to make or compare such vectors."""
-    keys = ("revision", "digest", "dimension", "pooling", "layers", "normalized", "prompt", "max_length", "dtype")
+    keys = (
+        "revision",
+        "digest",
+        "dimension",
+        "pooling",
+        "layers",
+        "normalized",
+        "prompt",
+        "max_length",
+        "dtype",
+    )
     return {
         "model": name,
         **{key: resolved[key] for key in keys},

@@ -72,7 +72,11 @@ def estimate(
     tokenized = prepare.tokenizer(texts)
     lengths = tokenized.lengths
     count = min(len(texts), _TIMED_TEXTS)
-    first = Tokenized(tokenized.values[: tokenized.offsets[count]], tokenized.offsets[: count + 1], tokenized.truncated[:count])
+    first = Tokenized(
+        tokenized.values[: tokenized.offsets[count]],
+        tokenized.offsets[: count + 1],
+        tokenized.truncated[:count],
+    )
     speed = time_encoding(config, resolved, pool, first) if count else 0.0
     good = len(texts) / looked_at if looked_at else 0.0
     return Estimate(
@@ -82,7 +86,9 @@ def estimate(
         pending_shards=len(pending),
         files=len(plan.sources),
         tokens=int(plan.rows * good * float(lengths.mean())) if len(texts) else 0,
-        truncated_share=float(np.mean(tokenized.truncated)) if len(texts) and config.chunk.size is None else 0.0,
+        truncated_share=float(np.mean(tokenized.truncated))
+        if len(texts) and config.chunk.size is None
+        else 0.0,
         rejected_share=1 - good if looked_at else 0.0,
         tokens_per_second=speed,
         workers=pool.high,
@@ -99,7 +105,11 @@ def sample_texts(config: EmbedConfig, plan: Plan, count: int = _TIMED_TEXTS) -> 
 def _sample(config: EmbedConfig, plan: Plan, count: int) -> tuple[list[str], int]:
     """(texts, rows looked at)."""
     shards = list(plan.shards().values())
-    chosen = [shards[i] for i in np.unique(np.linspace(0, len(shards) - 1, _SAMPLE_SHARDS).astype(int))] if shards else []
+    chosen = (
+        [shards[i] for i in np.unique(np.linspace(0, len(shards) - 1, _SAMPLE_SHARDS).astype(int))]
+        if shards
+        else []
+    )
     texts: list[str] = []
     looked_at = 0
     for source, shard in chosen:

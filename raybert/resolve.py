@@ -35,7 +35,9 @@ def resolve(config: EmbedConfig, pool: Pool, sample: list[str]) -> tuple[dict[st
         cause = error.cause if isinstance(error.cause, Exception) else error
         if isinstance(cause, ValueError):
             raise ValueError(" ".join(str(cause).split())) from None
-        raise RuntimeError(f"model.name={config.model.name} does not load: {' '.join(str(cause).split())[:500]}") from error
+        raise RuntimeError(
+            f"model.name={config.model.name} does not load: {' '.join(str(cause).split())[:500]}"
+        ) from error
 
 
 def load_as_resolved(model: ModelSettings, resolved: Mapping[str, Any]) -> Any:
@@ -53,10 +55,17 @@ def load_as_resolved(model: ModelSettings, resolved: Mapping[str, Any]) -> Any:
         device = resolved["device"]
         if device == "cuda" and not torch.cuda.is_available():
             raise ValueError("the plan was made for a GPU, and this worker has none; give workers.gpus")
-        if resolved["dtype"] == "bfloat16" and device == "cpu" and model.dtype == "auto" and not cpu_has_bfloat16():
+        if (
+            resolved["dtype"] == "bfloat16"
+            and device == "cpu"
+            and model.dtype == "auto"
+            and not cpu_has_bfloat16()
+        ):
             raise ValueError("the plan computes in bfloat16, which this worker's CPU lacks; set model.dtype")
         _LOADED.clear()
-        _LOADED[key] = _load(model, **{name: resolved[name] for name in _ENCODER_KEYS}, dimensions=resolved["dimensions"])
+        _LOADED[key] = _load(
+            model, **{name: resolved[name] for name in _ENCODER_KEYS}, dimensions=resolved["dimensions"]
+        )
     encoder = _LOADED[key]
     if encoder.digest != resolved["digest"]:
         raise ValueError(
@@ -76,16 +85,22 @@ def _resolve(config: EmbedConfig, threads: int, sample: list[str]) -> tuple[dict
     _quiet_threads()
     encoder = _load(
         model,
-        **model.model_dump(include={"pooling", "dimensions", "max_length", "dtype", "prompt_name", "prompt", "layers"}),
+        **model.model_dump(
+            include={"pooling", "dimensions", "max_length", "dtype", "prompt_name", "prompt", "layers"}
+        ),
         threads=threads,
         batch_tokens=config.batch_tokens,
     )
     if encoder.tokenizer_json is None:
-        raise ValueError(f"model.name={model.name} has a tokenizer in Python only; bulk jobs need a tokenizer.json")
+        raise ValueError(
+            f"model.name={model.name} has a tokenizer in Python only; bulk jobs need a tokenizer.json"
+        )
     scale = int8_scale(encoder.encode(sample)) if config.output.dtype == "int8" else None
     quantize(encoder.encode(["a"]), config.output.dtype, scale)  # fails now if the width does not fit
     resolved = {
-        **{name: getattr(encoder, name) for name in ("dimension", "pooling", "max_length", "dtype", "device")},
+        **{
+            name: getattr(encoder, name) for name in ("dimension", "pooling", "max_length", "dtype", "device")
+        },
         **{name: getattr(encoder, name) for name in ("digest", "revision", "prompt", "layers", "normalized")},
         "normalize": encoder.normalized,
         "dimensions": model.dimensions,

@@ -5,6 +5,7 @@ similarity in [0, 1]: the share of the signs in which query and vector agree.
 """
 
 import contextlib
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from raybert.corpus.filters import parse_filter
 from raybert.corpus.hits import Hit, print_hits
 from raybert.corpus.nearest import Best, VectorFolder, decode, fetch, prepare_queries, scan
 from raybert.corpus.session import cluster_map, ray_session
+from raybert.corpus.vectors import KEY, read_metadata
 
 _GROUP_BYTES = 256 << 20  # of data files that one task reads at most, so that a lost task costs little
 
@@ -48,8 +50,8 @@ def search(config: SearchConfig | Mapping[str, Any]) -> list[list[Hit]]:
     texts = [config.search.query] if isinstance(config.search.query, str) else list(config.search.query)
     texts = [] if texts == [""] else texts
     if bool(texts) == bool(config.search.vectors):
-        both = "both are given" if texts else "neither is given"
-        raise ValueError(f"give search.query (text) or search.vectors (a file), not both: {both}")
+        what = "search.query and search.vectors are both given" if texts else "nothing to search for"
+        raise ValueError(f"{what}: give either search.query (texts) or search.vectors (a file of vectors)")
     if any(not text.strip() for text in texts):
         raise ValueError("search.query holds an empty text")
     folder = VectorFolder.open(config.data.path)
@@ -73,11 +75,17 @@ def read_queries(path: str, folder: VectorFolder) -> np.ndarray:
         with fs.open_input_file(inner) as file:
             vectors = _npy(file) if inner.endswith(".npy") else _embeddings(pq.ParquetFile(file))
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-        raise ValueError(f"search.vectors={path} cannot be read: {' '.join(str(error).split())[:300]}") from None
+        raise ValueError(
+            f"search.vectors={path} cannot be read: {' '.join(str(error).split())[:300]}"
+        ) from None
     if vectors.ndim != 2 or not len(vectors) or vectors.dtype.kind not in "fiu":
-        raise ValueError(f"search.vectors={path} must hold numbers [queries, {folder.dimension}], not {vectors.shape}")
+        raise ValueError(
+            f"search.vectors={path} must hold numbers [queries, {folder.dimension}], not {vectors.shape}"
+        )
     if vectors.shape[1] != folder.dimension:
-        raise ValueError(f"search.vectors={path} are {vectors.shape[1]} wide, those of the folder {folder.dimension}")
+        raise ValueError(
+            f"search.vectors={path} are {vectors.shape[1]} wide, those of the folder {folder.dimension}"
+        )
     if not np.isfinite(vectors).all():
         raise ValueError(f"search.vectors={path} holds numbers that are not finite")
     return vectors.astype(np.float32)
@@ -98,5 +106,159 @@ def _embeddings(file: pq.ParquetFile) -> np.ndarray:
     if len(widths) != 1:
         raise ValueError(f"its vectors differ in width: {sorted(widths)}")
     matrix = column.flatten().to_numpy().reshape(len(column), -1)
-    entry = (file.schema_arrow.metadata or {}).get(b"raybert")
-    return decode(matrix, pa.compute and __import__("json").loads(entry)) if entry else matrix
+    return (
+        decode(matrix, read_metadata(file.schema_arrow))
+        if KEY in (file.schema_arrow.metadata or {})
+        else matrix
+    )
+
+
+def _query_model(model: SearchConfig.Model, folder: VectorFolder) -> dict[str, Any]:
+    """Arguments of `Encoder.load`, and the digest that the weights must have: the folder's own, where nothing is said."""
+    recorded = folder.metadata
+    name = model.name or recorded["model"]
+    if os.path.isdir(name):  # the task runs in another process, perhaps in another folder
+        name = os.path.abspath(name)
+    prompt = (
+        {"prompt": recorded["prompt"]} if model.prompt_name is None else {"prompt_name": model.prompt_name}
+    )
+    return {
+        "name_or_path": name,
+        "revision": None if model.name else recorded["revision"],
+        "normalize": recorded["normalized"],
+        "dimensions": recorded["dimension"],
+        **{key: recorded[key] for key in ("pooling", "layers", "max_length", "digest")},
+        **(prompt if model.prompt is None else {"prompt": model.prompt}),
+    }
+
+
+def _encode(request: tuple[dict[str, Any], list[str]]) -> np.ndarray:
+    """Runs in a task. float32 on a CPU: a query is short, and every node can do it."""
+    (model, texts) = request
+    from raybert.corpus.models import fetch_model
+    from raybert.encoder import Encoder
+
+    arguments = dict(model)
+    name, digest = arguments.pop("name_or_path"), arguments.pop("digest")
+    encoder = Encoder.load(fetch_model(name), dtype="float32", device="cpu", **arguments)
+    if encoder.digest != digest:
+        raise ValueError(
+            f"model.name={name} has other weights (digest {encoder.digest[:12]}) than the folder was embedded with "
+            f"(digest {digest[:12]}): give model.name=... where those lie"
+        )
+    return encoder.encode(texts)
+
+
+def _scan_folder(folder: VectorFolder, queries: np.ndarray, config: SearchConfig) -> tuple[np.ndarray, ...]:
+    """(query, score, file number, row) of the best: tasks over groups of files, merged here as they come back."""
+    import ray.data
+
+    groups = _groups(folder.sizes, int(ray.cluster_resources().get("CPU", 1)))
+    job = {"folder": folder, "queries": queries, "k": config.search.k, "where": config.search.filter}
+    with _no_progress_bars():
+        found = ray.data.from_items([{"files": group} for group in groups], override_num_blocks=len(groups))
+        found = found.map_batches(
+            _scan_groups, fn_kwargs=job, batch_size=None, batch_format="pyarrow", num_cpus=1
+        )
+        best = Best(len(queries), config.search.k)
+        for part in found.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            broken = part.column("error").drop_null()
+            if len(broken):
+                raise ValueError(broken[0].as_py())
+            best.add(*(part.column(name).to_numpy() for name in ("query", "score", "file", "row")))
+    return best.columns()
+
+
+def _scan_groups(
+    batch: pa.Table, folder: VectorFolder, queries: np.ndarray, k: int, where: str | None
+) -> pa.Table:
+    """Runs in a task. A broken file is handed back by name: raised here, Ray would bury it in its own stack."""
+    names = list(folder.sizes)
+    files = [(number, names[number]) for group in batch.column("files").to_pylist() for number in group]
+    error = None
+    best = Best(len(queries), k)
+    try:
+        # the filter travels as text: it is read again for less than an expression costs to send
+        parsed = None if where is None else parse_filter(where, _filterable(folder))
+        best = scan(folder, files, queries, k, parsed)
+    except ValueError as failure:
+        error = str(failure)
+    columns = dict(zip(("query", "score", "file", "row"), map(pa.array, best.columns()), strict=True))
+    if error is not None:
+        columns = {name: pa.nulls(1, column.type) for name, column in columns.items()}
+    rows = len(columns["query"])
+    return pa.table({**columns, "error": pa.array([error] * rows, pa.string())})
+
+
+def _groups(sizes: dict[str, int], cpus: int) -> list[list[int]]:
+    """Numbers of files, cut into runs of about equal bytes: a few for every CPU, none too large."""
+    target = min(_GROUP_BYTES, sum(sizes.values()) // (4 * cpus) + 1)
+    groups: list[list[int]] = []
+    room = 0
+    for number, size in enumerate(sizes.values()):
+        if room <= 0:
+            groups.append([])
+            room = target
+        groups[-1].append(number)
+        room -= size
+    return groups
+
+
+def _fetch_hits(folder: VectorFolder, found: tuple[np.ndarray, ...], queries: int) -> list[list[Hit]]:
+    """Read the columns of the winners, and only now: they may be long texts."""
+    query, score, file, row = found
+    names = list(folder.sizes)
+    numbers = np.unique(file)
+    wanted = [(names[number], np.unique(row[file == number])) for number in numbers]
+    tables = _on_cluster(_Fetch(folder), wanted)
+    rows = {
+        (int(number), int(at)): values
+        for number, (_, ats), table in zip(numbers, wanted, tables, strict=True)
+        for at, values in zip(ats, table.to_pylist(), strict=True)
+    }
+    binary = folder.metadata["stored_dtype"] == "binary"
+    hits: list[list[Hit]] = [[] for _ in range(queries)]
+    for which, value, number, at in zip(
+        query.tolist(), score.tolist(), file.tolist(), row.tolist(), strict=True
+    ):
+        columns = dict(rows[number, at])
+        hits[which].append(Hit((value + 1) / 2 if binary else value, columns.pop("id"), columns))
+    return hits
+
+
+@dataclass(frozen=True)
+class _Fetch:
+    """`fetch` of one folder; a class because it travels to other machines."""
+
+    folder: VectorFolder
+
+    def __call__(self, wanted: tuple[str, np.ndarray]) -> pa.Table:
+        return fetch(self.folder, *wanted)
+
+
+def _filterable(folder: VectorFolder) -> pa.Schema:
+    return pa.schema([field for field in folder.schema if field.name != "embedding"])
+
+
+def _on_cluster(function: Any, items: list[Any]) -> list[Any]:
+    """`cluster_map` whose errors are one line of the cause's own words."""
+    from ray.exceptions import RayTaskError
+
+    try:
+        return cluster_map(function, items)
+    except RayTaskError as error:
+        cause = error.cause if isinstance(error.cause, Exception) else error
+        kind = ValueError if isinstance(cause, ValueError) else RuntimeError
+        raise kind(" ".join(str(cause).split())[:500]) from None
+
+
+@contextlib.contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    before, context.enable_progress_bars = context.enable_progress_bars, False
+    try:
+        yield
+    finally:
+        context.enable_progress_bars = before

@@ -96,7 +96,7 @@ def _parquet_batches(
         for i in range(parquet.metadata.num_row_groups):
             group = parquet.metadata.row_group(i)
             after = first + group.num_rows
-            if any(shard.start < after and shard.end > first for shard in shards):
+            if group.num_rows and any(shard.start < after and shard.end > first for shard in shards):
                 each = max(1, _group_bytes(group, columns) // group.num_rows)
                 rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES // each))
                 for batch in parquet.iter_batches(rows, row_groups=[i], columns=columns):

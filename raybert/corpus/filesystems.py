@@ -42,6 +42,8 @@ def resolve(path: str | os.PathLike[str]) -> tuple[pafs.FileSystem, str]:
         fs, inner = fsspec.core.url_to_fs(f"{scheme}://{rest}" + (f"?{query}" if query else ""))
     except ImportError as error:
         raise ValueError(f"{public_uri(path)}: {scheme}:// needs a package: {_first_line(error)}") from None
+    except OSError as error:
+        raise ValueError(f"{public_uri(path)}: {_first_line(error)}") from None
     except ValueError as error:
         if scheme in fsspec.available_protocols():
             raise ValueError(f"{public_uri(path)}: {_first_line(error)}") from None

@@ -109,7 +109,9 @@ class _Parser:
             self.take()
             return _any_of(column, self._list(name, kind), kind)
         if self.token is None or self.token[0] != "op":
-            self.fail(f"expected an operator after {name}" + (f", not {self.token[1]!r}" if self.token else ""))
+            self.fail(
+                f"expected an operator after {name}" + (f", not {self.token[1]!r}" if self.token else "")
+            )
         op = self.take()[1]
         value = self._value(name, kind)
         if value is None and op not in ("==", "!="):
@@ -125,7 +127,9 @@ class _Parser:
             self.fail("expected a column" + (f" before {self.token[1]!r}" if self.token else " at the end"))
         name = self.take()[1].strip("`")
         if name not in self.schema.names:
-            raise ValueError(f"search.filter: there is no column {name!r}; there are {', '.join(self.schema.names)}")
+            raise ValueError(
+                f"search.filter: there is no column {name!r}; there are {', '.join(self.schema.names)}"
+            )
         self.columns.append(name)
         return name
 
@@ -158,6 +162,8 @@ class _Parser:
         value = _literal(group, text)
         if value is None:
             return None
+        if isinstance(value, float) and pa.types.is_float16(self.schema.field(name).type):
+            value = float(np.float16(value))  # 0.1 means the 0.1 that the column can hold
         try:
             return _fit(value, kind)
         except (pa.ArrowException, OverflowError):
@@ -205,7 +211,11 @@ def _fit(value: Any, kind: pa.DataType) -> Any:
 
 def _limits(kind: pa.DataType) -> tuple[int, int]:
     signed = pa.types.is_signed_integer(kind)
-    return (-(2 ** (kind.bit_width - 1)), 2 ** (kind.bit_width - 1) - 1) if signed else (0, 2**kind.bit_width - 1)
+    return (
+        (-(2 ** (kind.bit_width - 1)), 2 ** (kind.bit_width - 1) - 1)
+        if signed
+        else (0, 2**kind.bit_width - 1)
+    )
 
 
 def _compare_integers(column: pc.Expression, op: str, value: int | float, kind: pa.DataType) -> pc.Expression:
@@ -218,7 +228,11 @@ def _compare_integers(column: pc.Expression, op: str, value: int | float, kind: 
         return none if op == "==" else every
     if value > high or value < low:
         return every if (value > high) == (op in ("<", "<=")) else none
-    return column <= pa.scalar(math.floor(value), kind) if op in ("<", "<=") else column >= pa.scalar(math.ceil(value), kind)
+    return (
+        column <= pa.scalar(math.floor(value), kind)
+        if op in ("<", "<=")
+        else column >= pa.scalar(math.ceil(value), kind)
+    )
 
 
 def _any_of(column: pc.Expression, values: list[Any], kind: pa.DataType) -> pc.Expression:

@@ -72,7 +72,13 @@ class Source:
     def from_json(cls, line: str) -> "Source":
         """The inverse of `to_json`."""
         values = json.loads(line)
-        return cls(**{**values, "shards": tuple(Shard(*s) for s in values["shards"]), "members": tuple(values["members"])})
+        return cls(
+            **{
+                **values,
+                "shards": tuple(Shard(*s) for s in values["shards"]),
+                "members": tuple(values["members"]),
+            }
+        )
 
 
 def source_id(uri: str, size: int, digest: str, void: Iterable[str] = ()) -> str:
@@ -125,7 +131,9 @@ class Ledger:
         """
         names = self._job_files()
         if len(names) > 1:
-            raise ValueError(f"{self.path} was started twice with different settings; remove it and start once")
+            raise ValueError(
+                f"{self.path} was started twice with different settings; remove it and start once"
+            )
         return json.loads(self.store.read(f"{OURS}/{names[0]}")) if names else None
 
     def create_job(self, job: dict[str, Any]) -> None:
@@ -137,7 +145,9 @@ class Ledger:
         # least one sees both; whoever does steps back.
         if self._job_files() != [name]:
             self.store.delete(f"{OURS}/{name}")
-            raise ValueError(f"another run with different settings started in {self.path}; run again to see what differs")
+            raise ValueError(
+                f"another run with different settings started in {self.path}; run again to see what differs"
+            )
 
     def _job_files(self) -> list[str]:
         return sorted(n for n in self.store.sizes(OURS) if n.startswith("job-"))
@@ -175,7 +185,9 @@ class Ledger:
             return
         for folder in (DATA, REJECTS, f"{OURS}/commits"):
             for name in self.store.sizes(folder):
-                match = _SHARD_FILE.fullmatch(name.removesuffix(".json") + ".parquet" if name.endswith(".json") else name)
+                match = _SHARD_FILE.fullmatch(
+                    name.removesuffix(".json") + ".parquet" if name.endswith(".json") else name
+                )
                 if match and match[1] in void:
                     self.store.delete(f"{folder}/{name}")
 

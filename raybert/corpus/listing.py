@@ -1,5 +1,6 @@
 """Files behind a path: a single file, a folder, or a glob, on any file system."""
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -40,6 +41,9 @@ def find(path: str) -> list[Entry]:
 
     Folders are searched recursively. Names that begin with `.` or `_` are skipped in folders, and by a glob unless it
     spells that character out. `**` matches any number of folders. Empty if nothing is there.
+
+    Raises:
+        ValueError: a broken link, or a wildcard in a bucket's name.
     """
     fs, inner = resolve(path)
     info = fs.get_file_info(inner)
@@ -78,7 +82,7 @@ def _glob(fs: pafs.FileSystem, folder: str, patterns: list[str]) -> Iterator[paf
     if patterns[0] == "**":
         for info in _list(fs, folder, recursive=True):
             if _matches(_relative(info.path, folder).split("/"), patterns) and (
-                info.type == pafs.FileType.File or patterns[-1] != "**"
+                info.type != pafs.FileType.Directory or patterns[-1] != "**"
             ):
                 yield info
         return
@@ -111,15 +115,27 @@ def _below(fs: pafs.FileSystem, folder: str) -> list[pafs.FileInfo]:
     return [
         info
         for info in _list(fs, folder, recursive=True)
-        if info.type == pafs.FileType.File
+        if info.type != pafs.FileType.Directory
         and not any(name[0] in "._" for name in _relative(info.path, folder).split("/"))
     ]
 
 
 def _list(fs: pafs.FileSystem, folder: str, *, recursive: bool = False) -> list[pafs.FileInfo]:
+    if is_local(fs):
+        return fs.get_file_info(list(_walk(folder, recursive))) if os.path.isdir(folder) else []
     infos = fs.get_file_info(pafs.FileSelector(folder, recursive=recursive, allow_not_found=True))
     # Some stores list the folder itself as an empty file.
     return [info for info in infos if _relative(info.path, folder)]
+
+
+def _walk(folder: str, recursive: bool, above: tuple[str, ...] = ()) -> Iterator[str]:
+    """Paths below a local folder, broken links too. Links are followed, except to a folder they lie in, which would never end."""
+    above = (*above, os.path.realpath(folder))
+    with os.scandir(folder) as found:
+        for item in sorted(found, key=lambda item: item.name):
+            yield item.path
+            if recursive and item.is_dir() and os.path.realpath(item.path) not in above:
+                yield from _walk(item.path, recursive, above)
 
 
 def _relative(path: str, folder: str) -> str:
@@ -134,6 +150,8 @@ def _entries(path: str, fs: pafs.FileSystem, inner: str, infos: list[pafs.FileIn
     for info in infos:
         relative = _relative(info.path, inner)
         whole = f"{base}{relative}" if base.endswith("/") else f"{base}/{relative}"
+        if info.type == pafs.FileType.NotFound:
+            raise ValueError(f"{public_uri(whole)}: a link to a file that is not there")
         entries.append(Entry(whole + query, public_uri(whole), _size(fs, info)))
     return entries
 

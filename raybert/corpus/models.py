@@ -33,7 +33,9 @@ def fetch_model(name: str) -> str:
     with FileLock(str(_cache() / f"{version}.lock")):
         if not target.exists():
             partial = target.with_suffix(".partial")
-            pafs.copy_files(root, str(partial), source_filesystem=fs, destination_filesystem=pafs.LocalFileSystem())
+            pafs.copy_files(
+                root, str(partial), source_filesystem=fs, destination_filesystem=pafs.LocalFileSystem()
+            )
             os.replace(partial, target)
     return str(target)
 

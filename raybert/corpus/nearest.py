@@ -39,7 +39,9 @@ class VectorFolder:
         except (NotADirectoryError, OSError) as error:
             raise ValueError(f"data.path={path} cannot be read: {_one_line(error)}") from None
         if not sizes:
-            raise ValueError(f"data.path={path} holds no {DATA}/*.parquet: is it a folder written by raybert embed?")
+            raise ValueError(
+                f"data.path={path} holds no {DATA}/*.parquet: is it a folder written by raybert embed?"
+            )
         with open_vectors(store, next(iter(sizes))) as file:
             return cls(store, path, sizes, file.schema_arrow, read_metadata(file.schema_arrow))
 
@@ -173,7 +175,9 @@ def _batches(
             passing = start + where.rows(narrow)
         at = start
         if passing is None or len(passing):
-            for batch in file.iter_batches(size, row_groups=[group], columns=["embedding"], use_threads=False):
+            for batch in file.iter_batches(
+                size, row_groups=[group], columns=["embedding"], use_threads=False
+            ):
                 stored = embedding_matrix(batch.column(0))
                 rows = np.arange(at, at + len(stored))
                 if passing is not None:
@@ -185,11 +189,18 @@ def _batches(
 
 
 def _add_batch(
-    best: Best, queries: np.ndarray, vectors: np.ndarray, metadata: dict[str, Any], file: int, rows: np.ndarray
+    best: Best,
+    queries: np.ndarray,
+    vectors: np.ndarray,
+    metadata: dict[str, Any],
+    file: int,
+    rows: np.ndarray,
 ) -> None:
     """Offer a batch of vectors float32 [n, d] to the best of every query."""
     lengths = _lengths(vectors, metadata)
-    rounding = vectors.shape[1] * 2.0**-22  # four times the worst error of a float32 dot product of unit vectors
+    rounding = (
+        vectors.shape[1] * 2.0**-22
+    )  # four times the worst error of a float32 dot product of unit vectors
     for first in range(0, len(queries), _QUERIES_AT_ONCE):
         block = queries[first : first + _QUERIES_AT_ONCE]
         scores = block.astype(np.float32) @ vectors.T / lengths.astype(np.float32)
@@ -210,7 +221,9 @@ def _lengths(vectors: np.ndarray, metadata: dict[str, Any]) -> np.ndarray:
     return np.maximum(np.sqrt(squares.sum(axis=1)), 1e-30)
 
 
-def _candidates(scores: np.ndarray, k: int, floor: np.ndarray, rounding: float) -> tuple[np.ndarray, np.ndarray]:
+def _candidates(
+    scores: np.ndarray, k: int, floor: np.ndarray, rounding: float
+) -> tuple[np.ndarray, np.ndarray]:
     """(query, row) of every score [q, n] that may be among the k best; what is not a number never is."""
     np.nan_to_num(scores, copy=False, nan=-np.inf)
     bar = floor.copy()

@@ -6,8 +6,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from raybert.config import DataSettings, OutputSettings
+from raybert.corpus.filesystems import public_uri, resolve
 from raybert.corpus.ledger import Ledger, Source, source_id
 from raybert.corpus.readers import Scan, Shard, check_columns, scan
 from raybert.corpus.sources import File, digest, discover, member_uris
@@ -62,8 +64,11 @@ def make_plan(
     planned = {source.uri: source for source in ledger.sources().values()}
     known = [source.members for source in planned.values() if source.members]
     files = {file.uri: file for file in discover(data.paths, data.format, known=known)}
+    _refuse_own_output(files, ledger.path)
     digests = dict(zip(files, in_threads(digest, list(files.values())), strict=True))
-    changed = [u for u, s in planned.items() if u in files and (s.size, s.digest) != (files[u].size, digests[u])]
+    changed = [
+        u for u, s in planned.items() if u in files and (s.size, s.digest) != (files[u].size, digests[u])
+    ]
     gone = [uri for uri in planned if uri not in files]
     if (changed or gone) and output.on_change == "refuse":
         raise ValueError(_refusal(ledger.path, changed, gone))
@@ -75,7 +80,8 @@ def make_plan(
     scans = list(mapper(_Scan(data, output.rows_per_shard), new))
     for file, found in zip(new, scans, strict=True):
         check_columns(file, found, wanted_columns(data, [] if data.columns == ["*"] else data.columns))
-    kept, types, carried = _columns(data, job, scans)
+    kept, types = _columns(data, job, scans)
+    carried = job["carried"] if job else _carried(new)
     added = [
         Source(
             source_id(file.uri, file.size, digests[file.uri], dead),
@@ -111,18 +117,37 @@ class _Scan:
 
 def _columns(
     data: DataSettings, job: dict[str, Any] | None, scans: list[Scan]
-) -> tuple[list[str], dict[str, pa.DataType], dict[str, str]]:
+) -> tuple[list[str], dict[str, pa.DataType]]:
     """Kept columns and types: those of the first file ever planned, so that all output files have one schema."""
     if job is not None:
         types = {name: type_from(text) for name, text in job["types"].items()}
-        return job["kept"], types, job["carried"]
+        return job["kept"], types
     if not scans:
-        return [], {}, {}
+        return [], {}
     first = next((found for found in scans if found.rows), scans[0])
-    kept = [name for name in first.columns if name != data.id] if data.columns == ["*"] else list(data.columns)
+    kept = (
+        [name for name in first.columns if name != data.id] if data.columns == ["*"] else list(data.columns)
+    )
     names = wanted_columns(data, kept)
     types = {name: first.types.get(name, pa.string()) for name in names}
-    return kept, types, getattr(first, "carried", {})
+    return kept, types
+
+
+def _carried(files: list[File]) -> dict[str, str]:
+    """What pandas and datasets noted in the first Parquet file about its columns; handed on untouched."""
+    first = next((file for file in files if file.format == "parquet"), None)
+    if first is None:
+        return {}
+    fs, path = resolve(first.path)
+    metadata = pq.read_schema(path, filesystem=fs).metadata or {}
+    return {key.decode(): metadata[key].decode() for key in (b"huggingface", b"pandas") if key in metadata}
+
+
+def _refuse_own_output(files: Iterable[str], path: str) -> None:
+    own = public_uri(path).rstrip("/") + "/"
+    inside = next((uri for uri in files if uri.startswith(own)), None)
+    if inside:
+        raise ValueError(f"data.path takes in the output ({inside}): put output.path outside of it")
 
 
 def type_text(kind: pa.DataType) -> str:
@@ -150,8 +175,11 @@ def _first_rows(sources: list[Source], limit: int | None, already: int) -> list[
 
 
 def _refusal(path: str, changed: list[str], gone: list[str]) -> str:
-    parts = [f"{len(uris)} input file(s) {what} ({', '.join(uris[:3])}{', ...' if len(uris) > 3 else ''})"
-             for what, uris in (("changed", changed), ("vanished", gone)) if uris]
+    parts = [
+        f"{len(uris)} input file(s) {what} ({', '.join(uris[:3])}{', ...' if len(uris) > 3 else ''})"
+        for what, uris in (("changed", changed), ("vanished", gone))
+        if uris
+    ]
     return (
         f"{' and '.join(parts)} since {path} was written; nothing was done. "
         "output.on_change=replace redoes changed files and drops the vectors of vanished ones"

@@ -73,7 +73,9 @@ class Report:
         lines += [f"time       {duration(self.run['seconds']):>13}", f"where      {self.path}/data/"]
         lines += [f"GIVEN UP   {name}: {why}" for name, why in list(self.aside.items())[:_SHOWN]]
         if len(self.aside) > _SHOWN:
-            lines.append(f"GIVEN UP   ... and {len(self.aside) - _SHOWN:,} more shards, all in _raybert/report.json")
+            lines.append(
+                f"GIVEN UP   ... and {len(self.aside) - _SHOWN:,} more shards, all in _raybert/report.json"
+            )
         return "\n".join(lines)
 
 
@@ -100,7 +102,9 @@ def finish_report(
         "tokens": progress.tokens,
         "encoded_tokens": progress.encoded_tokens,
         "tokens_per_second": round(progress.encoded_tokens / max(now - progress.began, 1e-9), 1),
-        "padding_share": 1 - progress.encoded_tokens / progress.padded_tokens if progress.padded_tokens else 0.0,
+        "padding_share": 1 - progress.encoded_tokens / progress.padded_tokens
+        if progress.padded_tokens
+        else 0.0,
         "seconds_to_first_shard": round((progress.first_result or now) - started, 2),
     }
     return Report(
@@ -127,7 +131,9 @@ def duplicate_ids(store: Store, at_once: int = _IDS_AT_ONCE) -> tuple[int, list[
     passes = max(1, -(-rows // at_once))
     repeated: list[np.ndarray] = []
     for part in range(passes):
-        hashes = np.concatenate([np.zeros(0, np.uint64), *_in_threads(lambda n, p=part: _hashes(store, n, passes, p), names)])
+        hashes = np.concatenate(
+            [np.zeros(0, np.uint64), *_in_threads(lambda n, p=part: _hashes(store, n, passes, p), names)]
+        )
         hashes.sort()
         repeated.append(np.unique(hashes[1:][hashes[1:] == hashes[:-1]]))
     found = np.concatenate(repeated)

@@ -114,7 +114,9 @@ class _Shards(Datasource):
             for span in spans(file, source.shards, pending):
                 read_fn = _ReadSpan(work, bare, file, span, attempts)
                 rows = sum(shard.end - shard.start for shard in span)
-                metadata = BlockMetadata(num_rows=len(span), size_bytes=rows * 512, exec_stats=None, input_files=None)
+                metadata = BlockMetadata(
+                    num_rows=len(span), size_bytes=rows * 512, exec_stats=None, input_files=None
+                )
                 self._tasks.append(ReadTask(read_fn, metadata))
 
     def get_name(self) -> str:
@@ -123,7 +125,9 @@ class _Shards(Datasource):
     def estimate_inmemory_data_size(self) -> int:
         return sum(task.metadata.size_bytes for task in self._tasks)
 
-    def get_read_tasks(self, parallelism: int, per_task_row_limit: int | None = None, **_: Any) -> list[ReadTask]:
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, **_: Any
+    ) -> list[ReadTask]:
         return self._tasks
 
 
@@ -159,7 +163,7 @@ class _ReadSpan:
                 packed = _pack(self.source.name(shard), work.prepare(table, self.source, shard))
                 done += 1
                 yield packed
-        except Exception as error:  # noqa: BLE001 - reported by name at the end of the run; other shards go on
+        except Exception as error:
             for shard in self.span[done:]:
                 yield _pack(self.source.name(shard), None, f"{self.file.uri}: {_one_line(error)}")
         self.attempts.end.remote(key)
@@ -173,7 +177,7 @@ class EncodeAndCommit:
         self._refusal = ""
         try:
             self._encode = worker()
-        except Exception as error:  # noqa: BLE001 - raised here, Ray would restart this process for ever
+        except Exception as error:
             self._refusal = _one_line(error)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -212,7 +216,7 @@ class EncodeAndCommit:
                 break
             except Refused:
                 raise
-            except Exception as error:  # noqa: BLE001 - out of memory may pass; what does not is set aside by name
+            except Exception as error:
                 if attempt == TRIES:
                     return {"name": name, "status": "aside", "why": _one_line(error)}
         rejects = to_parquet(outcome.rejects) if outcome.rejects is not None else None

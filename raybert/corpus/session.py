@@ -3,14 +3,19 @@
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from raybert.config import WorkersSettings
 
-# Read by Ray at import or start: no usage reports and no progress bars of its own on our terminal.
+# Read by Ray at import or start: no usage reports, no C++ log lines and no progress bars of its own on our terminal.
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
@@ -49,18 +54,52 @@ def ray_session() -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS")
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     try:
-        if address:
-            ray.init(address=address, **quiet)
-        else:
-            # One CPU more than there are: reading and tokenizing always find a slot beside the encoders.
-            ray.init(address="local", num_cpus=cores() + 1, include_dashboard=False, **quiet)
+        with _nothing_on_stderr():  # Ray announces there that it will be quiet
+            if address:
+                ray.init(address=address, **quiet)
+            else:
+                # One CPU more than there are: reading and tokenizing always find a slot beside the encoders.
+                ray.init(address="local", num_cpus=cores() + 1, include_dashboard=False, **quiet)
     except (ConnectionError, RuntimeError, ValueError) as error:
         where = f"the Ray cluster at RAY_ADDRESS={address}" if address else "a private Ray on this machine"
         raise RuntimeError(f"cannot use {where}: {str(error).splitlines()[0]}") from error
     try:
-        yield
+        with _sigterm_stops():
+            yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _sigterm_stops() -> Iterator[None]:
+    """SIGTERM unwinds the run as Ctrl-C does, so that workers are stopped and temporary files removed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _stop(signum: int, frame: Any) -> None:
+    print("\nraybert: stopped; run the same command again to go on", file=sys.stderr)
+    raise SystemExit(128 + signum)
+
+
+@contextlib.contextmanager
+def _nothing_on_stderr() -> Iterator[None]:
+    """For C++ code, which writes to the file descriptor. What goes wrong is raised as an exception all the same."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def worker_pool(workers: WorkersSettings) -> Pool:
@@ -99,7 +138,7 @@ def cores_per_worker() -> int:
     return min(cores(), 4)
 
 
-def cluster_map(function, items: list) -> list:  # noqa: ANN001 - any picklable function and items
+def cluster_map(function: Callable[[Any], Any], items: list[Any]) -> list[Any]:
     """Map over the cluster, one CPU a call, results in order."""
     import ray
 
@@ -107,5 +146,5 @@ def cluster_map(function, items: list) -> list:  # noqa: ANN001 - any picklable 
     return ray.get([remote.remote(function, item) for item in items])
 
 
-def _call(function, item):  # noqa: ANN001, ANN202
+def _call(function: Callable[[Any], Any], item: Any) -> Any:
     return function(item)

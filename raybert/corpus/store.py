@@ -57,12 +57,10 @@ class Store:
             with self.fs.open_output_stream(self.path(name)) as out:
                 out.write(data)
             return
-        for last_try in (False, True):
-            try:
-                return self._write_aside_and_rename(name, data, owner)
-            except FileNotFoundError:  # a finished run swept the temporary folder meanwhile
-                if last_try:
-                    raise
+        try:
+            self._write_aside_and_rename(name, data, owner)
+        except FileNotFoundError:  # a finished run swept the temporary folder meanwhile
+            self._write_aside_and_rename(name, data, owner)
 
     def delete(self, name: str) -> None:
         """Remove `name` if it is there."""
@@ -83,7 +81,8 @@ class Store:
                 self.fs.create_dir(folder, recursive=True)
             with self.fs.open_output_stream(self.path(aside)) as out:
                 out.write(data)
-            return self.fs.move(self.path(aside), target)
+            self.fs.move(self.path(aside), target)
+            return
         os.makedirs(self.path(_TMP), exist_ok=True)
         os.makedirs(os.path.dirname(target), exist_ok=True)
         try:
@@ -96,7 +95,6 @@ class Store:
             self.delete(aside)
             raise
         _sync_folder(os.path.dirname(target))
-        return None
 
 
 def _sync_folder(folder: str) -> None:

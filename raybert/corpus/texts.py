@@ -27,7 +27,9 @@ def text_columns(data: DataSettings) -> list[str]:
         fields = [name for _, name, _, _ in string.Formatter().parse(data.template) if name is not None]
     except ValueError as error:
         raise ValueError(f"data.template={data.template!r}: {error}; write a literal brace twice") from None
-    if not fields or any(not name.isidentifier() and not name.replace(" ", "_").isidentifier() for name in fields):
+    if not fields or any(
+        not name.isidentifier() and not name.replace(" ", "_").isidentifier() for name in fields
+    ):
         raise ValueError(f"data.template={data.template!r} must name columns, as in '{{title}} {{body}}'")
     return list(dict.fromkeys(fields))
 

@@ -91,13 +91,17 @@ def read_metadata(file_schema: pa.Schema) -> dict[str, Any]:
     """The `raybert` entry of an output file. Raises ValueError if there is none."""
     entry = (file_schema.metadata or {}).get(KEY)
     if entry is None:
-        raise ValueError("this Parquet file was not written by raybert embed: its schema has no `raybert` entry")
+        raise ValueError(
+            "this Parquet file was not written by raybert embed: its schema has no `raybert` entry"
+        )
     return json.loads(entry)
 
 
 def write_card(store: Store, metadata: Mapping[str, Any], rows: int) -> None:
     """README.md, with which the folder is a Hugging Face dataset."""
-    facts = "\n".join(f"| {key} | {json.dumps(value)} |" for key, value in metadata.items() if value is not None)
+    facts = "\n".join(
+        f"| {key} | {json.dumps(value)} |" for key, value in metadata.items() if value is not None
+    )
     text = f"""---
 configs:
 - config_name: default

@@ -28,7 +28,7 @@ def pad(
     """The ids of some rows as a rectangle: (ids int64 [b, t] padded on the right, mask bool [b, t])."""
     starts = offsets[rows]
     lengths = offsets[rows + 1] - starts
-    columns = np.arange(int(lengths.max()) if len(rows) else 0)
+    columns = np.arange(max(int(lengths.max(initial=0)), 1))  # a model needs one column even for no token
     mask = columns < lengths[:, None]
     ids = np.full(mask.shape, pad_id, np.int64)
     ids[mask] = values[(starts[:, None] + columns)[mask]]

@@ -60,12 +60,13 @@ class HeadModule:
 @dataclass(frozen=True)
 class Folder:
     """A model folder's settings. `transformer` is where the weights and the tokenizer lie; `pooling` is None where
-    the folder does not say; `head` holds the modules after pooling without the trailing Normalize, which is
+    the folder does not say, else read from `pooling_path`; `head` holds the modules after pooling without the trailing Normalize, which is
     `normalized`; `max_seq_length` and `do_lower_case` are those of sentence_bert_config.json."""
 
     path: Path
     transformer: Path
     pooling: str | None = None
+    pooling_path: Path | None = None
     include_prompt: bool = True
     head: tuple[HeadModule, ...] = ()
     normalized: bool = False
@@ -84,7 +85,8 @@ class Folder:
         files += [self.transformer / name for name in TOKENIZER_FILES]
         files += self.transformer.glob("sentence_*_config.json")
         files += [self.path / "modules.json", self.path / "config_sentence_transformers.json"]
-        files += self.path.glob("*_Pooling/config.json")
+        if self.pooling_path is not None:
+            files.append(self.pooling_path / "config.json")
         for module in self.head:
             files += [module.path / "config.json", module.path / "model.safetensors"]
         return sorted({file for file in files if file.is_file()}, key=lambda file: self._inside(file))
@@ -180,7 +182,8 @@ def _pooling(path: Path) -> dict[str, Any]:
             if mode not in ST_POOLINGS:
                 raise ValueError(f"{path / 'config.json'}: pooling_mode {mode!r} is not supported")
         modes = [ST_POOLINGS[mode] for mode in modes]
-    return {"pooling": "+".join(modes), "include_prompt": bool(config.get("include_prompt", True))}
+    include = bool(config.get("include_prompt", True))
+    return {"pooling": "+".join(modes), "pooling_path": path, "include_prompt": include}
 
 
 def _sentence_config(path: Path) -> dict[str, Any]:

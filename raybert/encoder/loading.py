@@ -53,7 +53,8 @@ def cpu_has_bfloat16(cpuinfo: str = "/proc/cpuinfo") -> bool:
 def load_model(path: Path, dtype: str, device: str, *, trust_remote_code: bool) -> torch.nn.Module:
     """The encoder in eval mode. Weights missing from the files are an error, save those of the unused pooler."""
     _check_code(path, trust_remote_code)
-    config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    with quiet_transformers():
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     if config.is_encoder_decoder:
         raise ValueError(
             f"model.name: {path} is an encoder-decoder ({config.model_type}); only encoders are supported"

@@ -53,7 +53,8 @@ def save(
     )
     for module in source.head:
         path = f"{len(modules)}_{module.kind}"
-        shutil.copytree(module.path, folder / path, dirs_exist_ok=True) if module.path.is_dir() else None
+        if module.path.is_dir():  # a Normalize in between may have none
+            shutil.copytree(module.path, folder / path)
         modules.append((path, module.kind))
     if dimensions is not None and dimensions < width:
         path = f"{len(modules)}_Dense"

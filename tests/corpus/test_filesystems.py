@@ -10,11 +10,20 @@ import pytest
 from raybert.corpus.filesystems import is_local, public_uri, resolve
 
 
-def test_local_paths_are_absolute_wherever_one_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_local_paths_are_absolute_wherever_one_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     expected = str(tmp_path / "a b.txt")
-    for path in ("a b.txt", "./x/../a b.txt", "~/a b.txt", expected, f"file://{tmp_path}/a%20b.txt", Path("a b.txt")):
+    for path in (
+        "a b.txt",
+        "./x/../a b.txt",
+        "~/a b.txt",
+        expected,
+        f"file://{tmp_path}/a%20b.txt",
+        Path("a b.txt"),
+    ):
         fs, inner = resolve(path)
         assert is_local(fs)
         assert inner == expected == public_uri(path)
@@ -26,7 +35,11 @@ def test_memory_goes_through_fsspec() -> None:
     assert not is_local(fs)
     with fs.open_input_file(inner) as source:
         assert source.read() == b"hello"
-    assert public_uri("memory:///shelf/book.txt") == public_uri("memory://shelf/book.txt") == "memory://shelf/book.txt"
+    assert (
+        public_uri("memory:///shelf/book.txt")
+        == public_uri("memory://shelf/book.txt")
+        == "memory://shelf/book.txt"
+    )
 
 
 @pytest.mark.parametrize(
@@ -56,7 +69,9 @@ def test_s3_takes_options_from_query_and_environment(monkeypatch: pytest.MonkeyP
     assert inner == "bucket/a b%20c.txt"
 
 
-@pytest.mark.parametrize("path", ["nosuch://me:secret@host/x", "nosuch://host/x", "s3:///x", "a::s3://k:secret@b/c"])
+@pytest.mark.parametrize(
+    "path", ["nosuch://me:secret@host/x", "nosuch://host/x", "s3:///x", "a::s3://k:secret@b/c"]
+)
 def test_what_cannot_be_opened_is_one_line_without_secrets(path: str) -> None:
     with pytest.raises(ValueError, match=r"no file system|no bucket|not a URI") as caught:
         resolve(path)

@@ -90,6 +90,8 @@ def test_a_named_format_prefers_its_own_suffixes(tree: Path) -> None:
     [
         ("nothing", "nothing is at"),
         ("*.nothing", "nothing is at"),
+        ("nothing/**/*.txt", "nothing is at"),
+        ("nothing/*.txt", "nothing is at"),
         ("README.md", r"README.md: no file of a known format .*data.format"),
         ("*.md", "no file of a known format"),
     ],
@@ -97,6 +99,21 @@ def test_a_named_format_prefers_its_own_suffixes(tree: Path) -> None:
 def test_mistakes_are_named(tree: Path, path: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         discover(f"{tree}/{path}")
+
+
+def test_links_are_followed_once(tree: Path) -> None:
+    (tree / "sub" / "up").symlink_to(tree)
+    (tree / "other").symlink_to(tree / "sub" / "deep")
+    assert names(discover(f"{tree}/**/*.txt"), tree) == [
+        "a.txt",
+        "other/f[1].txt",
+        "sub/d.txt",
+        "sub/deep/f[1].txt",
+    ]
+    (tree / "broken.txt").symlink_to(tree / "nothing")
+    for path in (tree, f"{tree}/**", f"{tree}/b*"):
+        with pytest.raises(ValueError, match=r"broken.txt: a link to a file that is not there"):
+            discover(str(path))
 
 
 def test_an_empty_path_and_a_wrong_format_are_refused(tree: Path) -> None:
@@ -175,7 +192,7 @@ def test_a_digest_covers_a_long_parquet_footer(tmp_path: Path) -> None:
     def write(note: str) -> None:
         table = pa.table({"x": range(300_000)})
         table = table.replace_schema_metadata({"note": note, "padding": "p" * 300_000})
-        pq.write_table(table, path, store_schema=False)
+        pq.write_table(table, path)
 
     digests = set()
     for note in ("a", "b"):
@@ -211,12 +228,22 @@ def s3() -> Iterator[pafs.FileSystem]:
 
 
 def test_s3(s3: pafs.FileSystem) -> None:
-    contents = {"a.txt": b"1\n2\n", "sub dir/b=1/c%20.txt": b"3\n", "_x.txt": b"4\n", "d.txt.gz": gzip.compress(b"5\n")}
+    contents = {
+        "a.txt": b"1\n2\n",
+        "sub dir/b=1/c%20.txt": b"3\n",
+        "_x.txt": b"4\n",
+        "d.txt.gz": gzip.compress(b"5\n"),
+    }
     for name, data in contents.items():
         with s3.open_output_stream(f"shelf/{name}", compression=None) as out:
             out.write(data)
     uris = ["s3://shelf/a.txt", "s3://shelf/d.txt.gz", "s3://shelf/sub dir/b=1/c%20.txt"]
-    for path in ("s3://shelf", "s3://shelf/", "s3://shelf/**/*.txt*", "s3://me:secret@shelf?region=us-east-1"):
+    for path in (
+        "s3://shelf",
+        "s3://shelf/",
+        "s3://shelf/**/*.txt*",
+        "s3://me:secret@shelf?region=us-east-1",
+    ):
         files = discover(path)
         assert [file.uri for file in files] == uris
     files = pickle.loads(pickle.dumps(discover("s3://shelf/*/*/*?region=us-east-1") + files))

@@ -312,18 +312,56 @@ def test_folders_that_must_not_be_loaded(tiny_folder, tmp_path):
 
 
 def test_digest_is_of_what_decides_vectors(tiny_folder, tmp_path):
-    one = Encoder.load(tiny_folder()).digest
-    moved = shutil.copytree(tiny_folder(), tmp_path / "moved")
+    from raybert.encoder.folders import read_folder
+
+    source = tiny_folder(dense=12)
+    one = Encoder.load(source).digest
+    moved = shutil.copytree(source, tmp_path / "moved")
     (moved / "README.md").write_text("another")
     assert Encoder.load(moved).digest == one
     assert len(one) == 64
-    for i, name in enumerate(
-        ["model.safetensors", "tokenizer.json", "config.json", "1_Pooling/config.json", "modules.json"]
-    ):
-        changed = shutil.copytree(tiny_folder(), tmp_path / str(i))
-        content = bytearray((changed / name).read_bytes())
-        content[-3 if name.endswith("safetensors") else -1] ^= 1
-        (changed / name).write_bytes(content)
-        from raybert.encoder.folders import Folder
+    deciding = ["model.safetensors", "tokenizer.json", "tokenizer_config.json", "config.json", "modules.json"]
+    deciding += ["1_Pooling/config.json", "2_Dense/config.json", "2_Dense/model.safetensors"]
+    deciding += ["sentence_bert_config.json", "config_sentence_transformers.json"]
+    for i, name in enumerate(deciding):
+        folder = shutil.copytree(source, tmp_path / str(i))
+        with (folder / name).open("ab") as file:
+            file.write(b" ")
+        assert read_folder(folder).digest() != one, name
 
-        assert Folder(changed, changed).digest() != Folder(tiny_folder(), tiny_folder()).digest(), name
+
+def test_weights_in_shards_and_in_a_folder_of_their_own(tiny_folder, load, texts, tmp_path):
+    from transformers import AutoModel
+
+    folder = shutil.copytree(tiny_folder(), tmp_path / "model")
+    inner = folder / "0_Transformer"
+    inner.mkdir()
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "sentence_bert_config.json"):
+        (folder / name).rename(inner / name)
+    (folder / "model.safetensors").unlink()
+    AutoModel.from_pretrained(tiny_folder()).save_pretrained(inner, max_shard_size="20KB")
+    assert len(list(inner.glob("*.safetensors"))) > 1
+    modules = folder / "modules.json"
+    modules.write_text(modules.read_text().replace('"path": ""', '"path": "0_Transformer"'))
+    encoder = Encoder.load(folder, dtype="float32")
+    assert np.array_equal(encoder.encode(texts), load().encode(texts))
+    encoder.save(tmp_path / "saved")
+    assert np.array_equal(
+        Encoder.load(tmp_path / "saved", dtype="float32").encode(texts), load().encode(texts)
+    )
+
+
+def test_a_cached_hub_model_is_found_with_its_commit(tiny_folder, load, texts, tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    commit = "0123456789" * 4
+    cached = tmp_path / "models--some--model"
+    shutil.copytree(tiny_folder(), cached / "snapshots" / commit)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(commit)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    encoder = Encoder.load("some/model", dtype="float32")
+    assert (encoder.name, encoder.revision, encoder.digest) == ("some/model", commit, load().digest)
+    assert np.array_equal(encoder.encode(texts), load().encode(texts))
+    with pytest.raises(ValueError, match="'some/model' at revision 'v2'"):
+        Encoder.load("some/model", revision="v2")

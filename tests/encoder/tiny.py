@@ -102,7 +102,7 @@ def _wordpiece(specials: dict[str, str]) -> Tokenizer:
         *letters,
         *("##" + x for x in letters),
         *string.punctuation,
-        *dict.fromkeys(_WORDS),
+        *dict.fromkeys(_WORDS.split()),
     ]
     tokens += ["##ing", "##ed", "##er", "##ly", "##tion", "é", "##é", "中", "文"]
     vocabulary = {token: i for i, token in enumerate(dict.fromkeys(tokens))}

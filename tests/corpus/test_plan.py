@@ -1,0 +1,126 @@
+"""What is new, what changed, what is left, by files on disk; no Ray."""
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from raybert.config import EmbedConfig
+from raybert.corpus.ledger import Ledger
+from raybert.corpus.plan import make_plan, type_from, type_text
+
+
+def write(path, rows, start=0):
+    pq.write_table(
+        pa.table({"text": [f"text {i}" for i in range(start, start + rows)], "n": list(range(rows))}), path
+    )
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    made = Ledger(str(tmp_path / "out"))
+    made.create_job({})
+    (tmp_path / "in").mkdir()
+    return made
+
+
+def plan(ledger, tmp_path, job=None, **settings):
+    keys = {key.replace("__", "."): value for key, value in settings.items()}
+    config = EmbedConfig(**{"data.path": str(tmp_path / "in"), "output.rows_per_shard": 10, **keys})
+    made = make_plan(config.data, config.output, ledger, job)
+    return made
+
+
+def keep(ledger, made):
+    ledger.replace(made.void)
+    ledger.extend(list(made.added))
+    return made
+
+
+def test_shards_cover_every_row_once(ledger, tmp_path):
+    write(tmp_path / "in/a.parquet", 25)
+    write(tmp_path / "in/b.parquet", 7)
+    made = plan(ledger, tmp_path)
+    assert made.rows == 32
+    ranges = [(source.uri[-9:], s.start, s.end) for source, s in made.shards().values()]
+    assert ranges == [("a.parquet", 0, 10), ("a.parquet", 10, 20), ("a.parquet", 20, 25), ("b.parquet", 0, 7)]
+
+
+def test_growth_adds_only_the_new_file(ledger, tmp_path):
+    write(tmp_path / "in/b.parquet", 7)
+    before = keep(ledger, plan(ledger, tmp_path))
+    write(tmp_path / "in/a.parquet", 5)
+    after = plan(ledger, tmp_path)
+    assert [source.uri[-9:] for source in after.added] == ["a.parquet"]
+    assert before.shards().keys() < after.shards().keys()
+
+
+def test_the_same_files_by_another_route_are_the_same(ledger, tmp_path, monkeypatch):
+    write(tmp_path / "in/a.parquet", 5)
+    keep(ledger, plan(ledger, tmp_path))
+    monkeypatch.chdir(tmp_path)
+    again = plan(ledger, tmp_path, data__path=["in/*.parquet", "in/a.parquet"])
+    assert again.added == ()
+
+
+@pytest.mark.parametrize("what", ["changed", "vanished"])
+def test_a_changed_or_vanished_file_is_refused_or_replaced(ledger, tmp_path, what):
+    for name in "ab":
+        write(tmp_path / f"in/{name}.parquet", 5)
+    first = keep(ledger, plan(ledger, tmp_path))
+    if what == "changed":
+        write(tmp_path / "in/a.parquet", 5, start=100)
+    else:
+        (tmp_path / "in/a.parquet").unlink()
+    with pytest.raises(ValueError, match=rf"1 input file\(s\) {what} .*a.parquet.*on_change=replace"):
+        plan(ledger, tmp_path)
+    made = keep(ledger, plan(ledger, tmp_path, output__on_change="replace"))
+    assert made.void == tuple(s.id for s in first.sources if s.uri.endswith("a.parquet"))
+    assert made.rows == (10 if what == "changed" else 5)
+    assert plan(ledger, tmp_path).added == ()
+
+
+def test_touching_a_file_is_no_change(ledger, tmp_path):
+    import os
+
+    write(tmp_path / "in/a.parquet", 5)
+    keep(ledger, plan(ledger, tmp_path))
+    os.utime(tmp_path / "in/a.parquet", (1, 1))
+    assert plan(ledger, tmp_path).added == ()
+
+
+def test_limit_takes_the_first_rows(ledger, tmp_path):
+    for name in "ab":
+        write(tmp_path / f"in/{name}.parquet", 15)
+    made = plan(ledger, tmp_path, data__limit=17)
+    assert [s.end - s.start for _, s in made.shards().values()] == [10, 5, 2]
+
+
+def test_a_missing_column_names_those_that_exist(ledger, tmp_path):
+    write(tmp_path / "in/a.parquet", 5)
+    with pytest.raises(ValueError, match=r"'body' is not in .*a.parquet; it has: text, n"):
+        plan(ledger, tmp_path, data__text="body")
+    with pytest.raises(ValueError, match="'title'"):
+        plan(ledger, tmp_path, data__template="{title} {text}")
+
+
+def test_the_output_may_not_lie_in_the_input(ledger, tmp_path):
+    write(tmp_path / "in/a.parquet", 5)
+    (tmp_path / "out/data").mkdir(parents=True)
+    write(tmp_path / "out/data/x.parquet", 5)
+    with pytest.raises(ValueError, match="takes in the output"):
+        plan(ledger, tmp_path, data__path=[str(tmp_path / "in"), str(tmp_path / "out/data")])
+
+
+def test_all_columns_can_be_kept(ledger, tmp_path):
+    write(tmp_path / "in/a.parquet", 5)
+    made = plan(ledger, tmp_path, data__columns=["*"])
+    assert made.kept == ("text", "n")
+    assert made.types["n"] == pa.int64()
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [pa.int64(), pa.list_(pa.float32(), 3), pa.timestamp("us", "UTC"), pa.struct([("a", pa.string())])],
+)
+def test_types_survive_as_text(kind):
+    assert type_from(type_text(kind)) == kind

@@ -1,0 +1,59 @@
+"""Who may import whom."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent / "raybert"
+FILES = sorted(ROOT.rglob("*.py"))
+JOBS = {"embed", "embed_dataset", "search", "verify", "evaluate", "doctor", "predict"}
+
+
+def imports(file: Path, *, top_level: bool = False) -> set[str]:
+    """Dotted names of all modules that a file imports."""
+    tree = ast.parse(file.read_text())
+    found = set()
+    for node in tree.body if top_level else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def place(file: Path) -> str:
+    """`encoder` for raybert/encoder/x.py, `embed` for raybert/embed.py."""
+    return file.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def uses(names: set[str], package: str) -> set[str]:
+    return {name for name in names if name == package or name.startswith(package + ".")}
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if place(f) in ("encoder", "config")], ids=str)
+def test_encoder_and_config_stand_alone(file):
+    foreign = {name for name in uses(imports(file), "raybert") if not name.startswith("raybert.encoder")}
+    assert not foreign - {"raybert"}
+    assert not uses(imports(file), "ray")
+    assert not uses(imports(file), "pyarrow")
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if place(f) == "corpus"], ids=str)
+def test_corpus_knows_settings_only_and_never_torch(file):
+    names = imports(file)
+    assert all(n.startswith(("raybert.config", "raybert.corpus")) for n in uses(names, "raybert"))
+    assert not uses(names, "torch")
+    assert not uses(names, "transformers")
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if place(f) in JOBS], ids=str)
+def test_jobs_do_not_import_one_another(file):
+    others = {f"raybert.{job}" for job in JOBS - {place(file)}}
+    assert not {name for name in imports(file) if name in others}
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if place(f) in JOBS], ids=str)
+def test_drivers_do_not_import_torch_at_the_top(file):
+    assert not uses(imports(file, top_level=True), "torch")
+    assert not uses(imports(file, top_level=True), "raybert.encoder.encoder")
