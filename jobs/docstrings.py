@@ -1,6 +1,6 @@
 """Collect the docstrings of every installed Python package into Parquet: a real corpus, without a download.
 
-    python jobs/docstrings.py output=demo/docstrings.parquet
+    python jobs/docstrings.py output=demo/docstrings
 
 Walks the standard library and site-packages and parses the sources; nothing is imported or run. Writes a folder of
 Parquet files with the columns id (dotted name, unique), package, kind (module, class or function) and text (20 to
@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
 
 def settings(argv: Sequence[str]) -> tuple[Path, int | None]:
     """`output` and `limit`. Raises ValueError for anything else."""
-    output, limit = Path("demo/docstrings.parquet"), None
+    output, limit = Path("demo/docstrings"), None
     for word in argv:
         key, _, value = word.partition("=")
         if key == "output" and value:
@@ -67,11 +67,13 @@ def roots() -> list[Path]:
 
 
 def python_files(roots: Sequence[Path]) -> list[tuple[str, str]]:
-    """(path, dotted name) of every source file below the roots, in order of name; a nested root is its own."""
+    """(path, dotted name) of every source file below the roots, the standard library first, then by name."""
+    stdlib = str(Path(sysconfig.get_path("stdlib")).resolve())
     found = []
     for root in roots:
         for folder, folders, files in os.walk(root):
-            # site-packages may lie inside the standard library; folders with other marks hold no modules
+            # site-packages may lie inside the standard library and is a root of its own; folders with other marks
+            # hold no modules
             folders[:] = [
                 f for f in folders if f.isidentifier() and f != "__pycache__" and Path(folder, f) not in roots
             ]
@@ -79,8 +81,9 @@ def python_files(roots: Sequence[Path]) -> list[tuple[str, str]]:
                 stem, extension = os.path.splitext(file)
                 if extension == ".py" and stem.isidentifier():
                     parts = Path(folder, stem).relative_to(root).parts
-                    found.append((os.path.join(folder, file), ".".join(p for p in parts if p != "__init__")))
-    return sorted(found, key=lambda source: (source[1], source[0]))
+                    name = ".".join(p for p in parts if p != "__init__")
+                    found.append((str(root) != stdlib, name, os.path.join(folder, file)))
+    return [(path, name) for _, name, path in sorted(found)]
 
 
 def collect(sources: Sequence[tuple[str, str]], limit: int | None = None) -> tuple[list[Row], list[str]]:

@@ -80,7 +80,7 @@ def parse(verb: str, arguments: Sequence[str]) -> settings.Settings:
             # a verb's own group may be left out: `raybert search ... k=5` is search.k=5
             key = f"{verb}.{match[1]}" if f"{verb}.{match[1]}" in known else match[1]
             values[key] = settings.parse_value(kind, key, match[2])
-        elif word.endswith((".yaml", ".yml")) and file is None:
+        elif word.endswith((".yaml", ".yml")) and " " not in word and file is None:
             file = word
         elif waiting:
             values[waiting.pop(0)] = word

@@ -6,10 +6,18 @@ import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 
 class ConfigError(ValueError):
@@ -74,15 +82,11 @@ class DataSettings(Settings):
 
     @field_validator("columns", "text", mode="before")
     @classmethod
-    def _comma_list(cls, value: Any) -> Any:
-        return (
-            [part.strip() for part in value.split(",")] if isinstance(value, str) and "," in value else value
-        )
-
-    @field_validator("columns", mode="before")
-    @classmethod
-    def _one_column(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
+    def _comma_list(cls, value: Any, info: ValidationInfo) -> Any:
+        """`a,b` is two columns; a single name is one for `text`, a list of one for `columns`."""
+        if not isinstance(value, str) or ("," not in value and info.field_name == "text"):
+            return value
+        return [part.strip() for part in value.split(",")]
 
     @property
     def paths(self) -> list[str]:
@@ -166,9 +170,6 @@ class SearchSettings(Settings):
     format: Literal["table", "json"] = Field("table", description="how hits are printed")
 
 
-BatchTokens = typing.Annotated[int, Field(ge=1)]
-
-
 class EmbedConfig(Settings):
     """raybert embed: a corpus in, every row exactly once in Parquet."""
 
@@ -177,7 +178,9 @@ class EmbedConfig(Settings):
     chunk: ChunkSettings = Field(default_factory=ChunkSettings)
     output: OutputSettings = Field(default_factory=OutputSettings)
     workers: WorkersSettings = Field(default_factory=WorkersSettings)
-    batch_tokens: BatchTokens = Field(8192, description="tokens in one forward pass, padding included")
+    batch_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto", description="tokens in one forward pass, padding included; auto: 1024 on a CPU, 32768 on a GPU"
+    )
     dry_run: bool = Field(False, description="print the settings, the plan and an estimate; write nothing")
 
 
@@ -201,6 +204,7 @@ class SearchConfig(Settings):
         name: str | None = Field(None, description="where the model lies now; default: as embedded")
         prompt_name: str | None = Field(None, description="prompt of the query; default: as embedded")
         prompt: str | None = Field(None, description="text put before the query; default: as embedded")
+        trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
 
     model: Model = Field(default_factory=Model)
     data: VerifyConfig.Data = Field(default_factory=VerifyConfig.Data)

@@ -222,6 +222,7 @@ def refuse_other_settings(config: EmbedConfig, job: Mapping[str, Any], path: str
     """
     was, now = _flat(job["requested"]), _flat(deciding_settings(config))
     became = {f"model.{name}": value for name, value in job["resolved"].items()}
+    became["batch_tokens"] = job["resolved"]["batch_tokens"]
     differ = [
         f"{key}={now.get(key)!r} (was {was.get(key)!r})"
         for key in sorted(was.keys() | now.keys())

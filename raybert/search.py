@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raybert.config import SearchConfig, load, require
-from raybert.corpus.filesystems import resolve
+from raybert.corpus.filesystems import public_uri, resolve
 from raybert.corpus.filters import parse_filter
 from raybert.corpus.hits import Hit, print_hits
 from raybert.corpus.nearest import Best, VectorFolder, decode, fetch, prepare_queries, scan
@@ -76,18 +76,18 @@ def read_queries(path: str, folder: VectorFolder) -> np.ndarray:
             vectors = _npy(file) if inner.endswith(".npy") else _embeddings(pq.ParquetFile(file))
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         raise ValueError(
-            f"search.vectors={path} cannot be read: {' '.join(str(error).split())[:300]}"
+            f"search.vectors={public_uri(path)} cannot be read: {' '.join(str(error).split())[:300]}"
         ) from None
     if vectors.ndim != 2 or not len(vectors) or vectors.dtype.kind not in "fiu":
         raise ValueError(
-            f"search.vectors={path} must hold numbers [queries, {folder.dimension}], not {vectors.shape}"
+            f"search.vectors={public_uri(path)} must hold numbers [queries, {folder.dimension}], not {vectors.shape}"
         )
     if vectors.shape[1] != folder.dimension:
         raise ValueError(
-            f"search.vectors={path} are {vectors.shape[1]} wide, those of the folder {folder.dimension}"
+            f"search.vectors={public_uri(path)} are {vectors.shape[1]} wide, those of the folder {folder.dimension}"
         )
     if not np.isfinite(vectors).all():
-        raise ValueError(f"search.vectors={path} holds numbers that are not finite")
+        raise ValueError(f"search.vectors={public_uri(path)} holds numbers that are not finite")
     return vectors.astype(np.float32)
 
 
@@ -125,6 +125,7 @@ def _query_model(model: SearchConfig.Model, folder: VectorFolder) -> dict[str, A
     return {
         "name_or_path": name,
         "revision": None if model.name else recorded["revision"],
+        "trust_remote_code": model.trust_remote_code,
         "normalize": recorded["normalized"],
         "dimensions": recorded["dimension"],
         **{key: recorded[key] for key in ("pooling", "layers", "max_length", "digest")},
@@ -155,7 +156,7 @@ def _scan_folder(folder: VectorFolder, queries: np.ndarray, config: SearchConfig
 
     groups = _groups(folder.sizes, int(ray.cluster_resources().get("CPU", 1)))
     job = {"folder": folder, "queries": queries, "k": config.search.k, "where": config.search.filter}
-    with _no_progress_bars():
+    with _no_progress_bars(), _plain_errors():
         found = ray.data.from_items([{"files": group} for group in groups], override_num_blocks=len(groups))
         found = found.map_batches(
             _scan_groups, fn_kwargs=job, batch_size=None, batch_format="pyarrow", num_cpus=1
@@ -242,12 +243,21 @@ def _filterable(folder: VectorFolder) -> pa.Schema:
 
 def _on_cluster(function: Any, items: list[Any]) -> list[Any]:
     """`cluster_map` whose errors are one line of the cause's own words."""
-    from ray.exceptions import RayTaskError
+    with _plain_errors():
+        return cluster_map(function, items)
+
+
+@contextlib.contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Errors of tasks as ValueError or RuntimeError of one line, without Ray's stacks."""
+    from ray.exceptions import RayError, RayTaskError
 
     try:
-        return cluster_map(function, items)
-    except RayTaskError as error:
-        cause = error.cause if isinstance(error.cause, Exception) else error
+        yield
+    except RayError as error:
+        cause = (
+            error.cause if isinstance(error, RayTaskError) and isinstance(error.cause, Exception) else error
+        )
         kind = ValueError if isinstance(cause, ValueError) else RuntimeError
         raise kind(" ".join(str(cause).split())[:500]) from None
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 from pyarrow import fs as pafs
 
 from raybert.config import VerifyConfig, require
+from raybert.corpus.filesystems import public_uri
 from raybert.corpus.inspect import Found, inspect_shard
 from raybert.corpus.ledger import DATA, OURS, REJECTS, Ledger, Source
 from raybert.corpus.shards import Shard
@@ -72,7 +73,7 @@ def verify(path: str) -> Verdict:
     Raises ValueError if it is no such folder.
     """
     ledger = Ledger(path)
-    verdict = Verdict(path)
+    verdict = Verdict(public_uri(path))
     job = _read_job(ledger.store, path, verdict)
     sources = _read_plan(ledger, verdict)
     shards = {source.name(shard): (source, shard) for source in sources for shard in source.shards}
@@ -96,10 +97,12 @@ def _read_job(store: Store, path: str, verdict: Verdict) -> dict[str, Any]:
     try:
         ours = sorted(store.sizes(OURS))
     except OSError as error:
-        raise ValueError(f"data.path={path} cannot be read: {_one_line(error)}") from None
+        raise ValueError(f"data.path={public_uri(path)} cannot be read: {_one_line(error)}") from None
     names = [name for name in ours if name.startswith("job-")]
     if not names and not store.sizes(f"{OURS}/plan"):
-        raise ValueError(f"data.path={path} was not written by raybert embed: it holds no {OURS}/job-*.json")
+        raise ValueError(
+            f"data.path={public_uri(path)} was not written by raybert embed: it holds no {OURS}/job-*.json"
+        )
     if len(names) != 1:
         verdict.problems.append(f"{OURS}: {len(names)} job files where there must be one: {', '.join(names)}")
     jobs = [

@@ -520,7 +520,7 @@ def test_a_folder_in_an_object_store(tmp_path, monkeypatch, capsys):
     }.items():
         monkeypatch.setenv(name, value)
     try:
-        fs, _ = resolve("s3://vectors")
+        fs, _ = resolve("s3://vectors?allow_bucket_creation=true")
         fs.create_dir("vectors")
         make_folder("s3://vectors/out", {"a": random_vectors(150)})
         np.save(tmp_path / "q.npy", random_vectors(150)[[120]])

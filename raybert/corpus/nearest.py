@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from raybert.corpus.filesystems import public_uri
 from raybert.corpus.filters import Filter
 from raybert.corpus.ledger import DATA
 from raybert.corpus.store import Store
@@ -37,10 +38,10 @@ class VectorFolder:
         try:
             sizes = {n: size for n, size in sorted(store.sizes(DATA).items()) if n.endswith(".parquet")}
         except (NotADirectoryError, OSError) as error:
-            raise ValueError(f"data.path={path} cannot be read: {_one_line(error)}") from None
+            raise ValueError(f"data.path={public_uri(path)} cannot be read: {_one_line(error)}") from None
         if not sizes:
             raise ValueError(
-                f"data.path={path} holds no {DATA}/*.parquet: is it a folder written by raybert embed?"
+                f"data.path={public_uri(path)} holds no {DATA}/*.parquet: is it a folder written by raybert embed?"
             )
         with open_vectors(store, next(iter(sizes))) as file:
             return cls(store, path, sizes, file.schema_arrow, read_metadata(file.schema_arrow))
