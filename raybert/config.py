@@ -179,7 +179,8 @@ class EmbedConfig(Settings):
     output: OutputSettings = Field(default_factory=OutputSettings)
     workers: WorkersSettings = Field(default_factory=WorkersSettings)
     batch_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
-        "auto", description="tokens in one forward pass, padding included; auto: 1024 on a CPU, 32768 on a GPU"
+        "auto",
+        description="tokens in one forward pass, padding included; auto: 1024 on a CPU, 32768 on a GPU",
     )
     dry_run: bool = Field(False, description="print the settings, the plan and an estimate; write nothing")
 

@@ -144,7 +144,7 @@ class _Run:
         """Run the shards. Returns those given up, with the reason."""
         from raybert.corpus.runner import Work, run
 
-        pool = self._pool
+        pool = self._pool.at_most(len(pending))
         config, resolved = self._config, job["resolved"]
         work = Work(
             columns=wanted_columns(config.data, list(plan.kept)),
@@ -155,7 +155,7 @@ class _Run:
             worker=LoadEncoder(config.model, resolved, output_schema(config, job), config.chunk.combine),
         )
         finished = self._ledger.commits(plan.shards().keys() - pending.keys())
-        progress.start(finished.values(), _pool_line(pool, resolved))
+        progress.start(finished.values(), pool.high, _pool_line(pool, resolved))
         limit = _reject_limit(config.output.max_rejects, plan.rows)
         aside: dict[str, str] = {}
         with contextlib.closing(run(work, self._ledger, pending, plan.files, pool)) as results:

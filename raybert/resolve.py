@@ -92,7 +92,9 @@ def _resolve(config: EmbedConfig, threads: int, sample: list[str]) -> tuple[dict
         ),
         threads=threads,
     )
-    encoder.batch_tokens = _BATCH_TOKENS[encoder.device] if config.batch_tokens == "auto" else config.batch_tokens
+    encoder.batch_tokens = (
+        _BATCH_TOKENS[encoder.device] if config.batch_tokens == "auto" else config.batch_tokens
+    )
     if encoder.tokenizer_json is None:
         raise ValueError(
             f"model.name={model.name} has a tokenizer in Python only; bulk jobs need a tokenizer.json"

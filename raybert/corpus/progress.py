@@ -19,15 +19,20 @@ class Progress:
         self.total = rows
         self.rows = self.rejected = self.tokens = 0
         self.encoded_tokens = self.padded_tokens = self.shards = 0
-        self.first_result: float | None = None
+        self.first_result = self.last_result = 0.0
+        self.busy_seconds = 0.0
+        self._workers = 1
+        self._warm = (0.0, 0)  # when every worker had finished a shard, and the tokens by then
+        self._results = 0
         self.began = time.monotonic()
         self._before = 0
         self._reasons: Counter[str] = Counter()
         self._out = out or sys.stderr
         self._shown = 0.0
 
-    def start(self, commits: Iterable[Commit], line: str) -> None:
-        """What earlier runs finished, and a line that says with what this one works."""
+    def start(self, commits: Iterable[Commit], workers: int, line: str) -> None:
+        """What earlier runs finished, and how many work in this one, with a line that says so."""
+        self._workers = workers
         for commit in commits:
             self._before += commit.rows
             self.rejected += commit.rejected
@@ -39,6 +44,8 @@ class Progress:
     def add(self, shard: Finished) -> None:
         """Count a shard and show the line if it is time."""
         now = time.monotonic()
+        self.last_result = now
+        self.busy_seconds += shard.seconds
         self.first_result = self.first_result or now
         if shard.status == "done":
             self.shards += 1
@@ -48,6 +55,9 @@ class Progress:
             self._reasons.update(shard.counts["reasons"])
             self.encoded_tokens += shard.encoded_tokens
             self.padded_tokens += shard.padded_tokens
+        self._results += 1
+        if self._results == self._workers:
+            self._warm = now, self.encoded_tokens
         last = self.rows >= self.total
         tty = self._out.isatty()
         if tty or last or now - self._shown >= _LOG_SECONDS:
@@ -65,6 +75,16 @@ class Progress:
         return (
             f"raybert: {self.rows:,}/{self.total:,} rows ({share:.0%}), {self.tokens / took:,.0f} tokens/s, "
             f"{duration(left)} left{rejects}"
+        )
+
+    @property
+    def steady_tokens_per_second(self) -> float:
+        """Speed once as many shards had come back as there are workers: what start-up does not touch."""
+        since, tokens = self._warm
+        return (
+            (self.encoded_tokens - tokens) / (self.last_result - since)
+            if self.last_result > since > 0
+            else 0.0
         )
 
     def main_reason(self) -> str:

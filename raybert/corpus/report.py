@@ -105,7 +105,9 @@ def finish_report(
         "padding_share": 1 - progress.encoded_tokens / progress.padded_tokens
         if progress.padded_tokens
         else 0.0,
+        "steady_tokens_per_second": round(progress.steady_tokens_per_second, 1),
         "seconds_to_first_shard": round((progress.first_result or now) - started, 2),
+        "busy_seconds": round(progress.busy_seconds, 2),
     }
     return Report(
         path=path,

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from raybert.config import WorkersSettings
@@ -29,6 +29,10 @@ class Pool:
     high: int
     cpus: int
     gpus: float
+
+    def at_most(self, count: int) -> "Pool":
+        """No more processes than there is work for."""
+        return replace(self, low=min(self.low, count), high=min(self.high, count))
 
 
 def cores() -> int:
@@ -103,7 +107,7 @@ def _nothing_on_stderr() -> Iterator[None]:
 
 
 def worker_pool(workers: WorkersSettings) -> Pool:
-    """How many encoder processes of what size this cluster can feed.
+    """How many encoder processes of what size this cluster can feed, as asked or, for `auto`, as many as fit.
 
     Raises ValueError for a request that could only hang: every encoder needs its CPUs and GPUs, reading needs one more.
     """
@@ -112,30 +116,20 @@ def worker_pool(workers: WorkersSettings) -> Pool:
     total = ray.cluster_resources()
     cpus_here, gpus_here = int(total.get("CPU", 0)), total.get("GPU", 0.0)
     gpus = (1.0 if gpus_here else 0.0) if workers.gpus == "auto" else workers.gpus
-    cpus = _cpus(workers.cpus, gpus)
+    # On CPUs, processes of one thread each beat one of many: nothing waits for its slowest thread.
+    cpus = 1 if workers.cpus == "auto" else workers.cpus
     fits = (cpus_here - 1) // cpus
     if gpus:
         fits = min(fits, int(gpus_here / gpus))
     low, high = workers.count if isinstance(workers.count, list) else (workers.count, workers.count)
     if workers.count == "auto":
-        low, high = 1, max(1, fits)
+        low = high = max(1, fits)
     if low > fits:
         raise ValueError(
             f"workers.count={low} x workers.cpus={cpus}, workers.gpus={gpus:g} and 1 CPU for reading do not fit: "
             f"the cluster has {cpus_here} CPUs and {gpus_here:g} GPUs; lower workers.count or workers.cpus"
         )
     return Pool(low, min(high, max(low, fits)), cpus, gpus)
-
-
-def _cpus(asked: int | str, gpus: float) -> int:
-    if asked != "auto":
-        return int(asked)
-    return 1 if gpus else cores_per_worker()
-
-
-def cores_per_worker() -> int:
-    """Compute threads of one encoder on CPUs: processes of few threads waste less than one of many."""
-    return min(cores(), 4)
 
 
 def cluster_map(function: Callable[[Any], Any], items: list[Any]) -> list[Any]:
