@@ -14,6 +14,7 @@ from raybert.corpus.ledger import Ledger, Source, source_id
 from raybert.corpus.readers import Scan, Shard, check_columns, scan
 from raybert.corpus.sources import File, digest, discover, member_uris
 from raybert.corpus.texts import text_columns, wanted_columns
+from raybert.corpus.vectors import OUTPUT_COLUMNS
 
 Mapper = Callable[[Callable[[Any], Any], list[Any]], Iterable[Any]]
 
@@ -125,12 +126,22 @@ def _columns(
     if not scans:
         return [], {}
     first = next((found for found in scans if found.rows), scans[0])
-    kept = (
-        [name for name in first.columns if name != data.id] if data.columns == ["*"] else list(data.columns)
-    )
+    wanted = first.columns if data.columns == ["*"] else data.columns
+    # `id` as the id is not kept a second time
+    kept = [name for name in wanted if (name, data.id) != ("id", "id")]
+    _refuse_clashes(kept)
     names = wanted_columns(data, kept)
     types = {name: first.types.get(name, pa.string()) for name in names}
     return kept, types
+
+
+def _refuse_clashes(kept: list[str]) -> None:
+    clash = next((name for name in kept if name in OUTPUT_COLUMNS or kept.count(name) > 1), None)
+    if clash:
+        hint = "; data.id=id makes it the id of the output" if clash == "id" else ""
+        raise ValueError(
+            f"data.columns: {clash!r} is a column of the output or named twice; name the columns to keep without it{hint}"
+        )
 
 
 def _carried(files: list[File]) -> dict[str, str]:

@@ -20,6 +20,9 @@ _QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 
+# Reading runs ahead of the encoders until Ray's store is filled to its share; Ray would take 30 % of all memory.
+_STORE_BYTES_A_CORE = 512 << 20
+
 
 @dataclass(frozen=True)
 class Pool:
@@ -63,7 +66,13 @@ def ray_session() -> Iterator[None]:
                 ray.init(address=address, **quiet)
             else:
                 # One CPU more than there are: reading and tokenizing always find a slot beside the encoders.
-                ray.init(address="local", num_cpus=cores() + 1, include_dashboard=False, **quiet)
+                ray.init(
+                    address="local",
+                    num_cpus=cores() + 1,
+                    object_store_memory=_STORE_BYTES_A_CORE * cores(),
+                    include_dashboard=False,
+                    **quiet,
+                )
     except (ConnectionError, RuntimeError, ValueError) as error:
         where = f"the Ray cluster at RAY_ADDRESS={address}" if address else "a private Ray on this machine"
         raise RuntimeError(f"cannot use {where}: {str(error).splitlines()[0]}") from error

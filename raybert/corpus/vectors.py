@@ -21,6 +21,7 @@ _NUMBERS = {
 REJECT_SCHEMA = pa.schema(
     [("id", pa.string()), ("source", pa.string()), ("row", pa.int64()), ("reason", pa.string())]
 )
+OUTPUT_COLUMNS = ("id", "chunk", "chunk_start", "chunk_end", "embedding", "num_tokens", "truncated")
 CHUNK_FIELDS = [
     pa.field("chunk", pa.int32(), nullable=False),
     pa.field("chunk_start", pa.int64(), nullable=False),

@@ -26,8 +26,7 @@ def ledger(tmp_path):
 def plan(ledger, tmp_path, job=None, **settings):
     keys = {key.replace("__", "."): value for key, value in settings.items()}
     config = EmbedConfig(**{"data.path": str(tmp_path / "in"), "output.rows_per_shard": 10, **keys})
-    made = make_plan(config.data, config.output, ledger, job)
-    return made
+    return make_plan(config.data, config.output, ledger, job)
 
 
 def keep(ledger, made):
@@ -124,3 +123,19 @@ def test_all_columns_can_be_kept(ledger, tmp_path):
 )
 def test_types_survive_as_text(kind):
     assert type_from(type_text(kind)) == kind
+
+
+@pytest.mark.parametrize(
+    ("columns", "id_column", "kept"),
+    [(["*"], "id", ("text", "n")), (["id", "n"], "id", ("n",)), (["n"], "n", ("n",))],
+)
+def test_the_id_column_is_not_kept_twice(ledger, tmp_path, columns, id_column, kept):
+    pq.write_table(pa.table({"id": ["a"], "text": ["b"], "n": [1]}), tmp_path / "in/a.parquet")
+    assert plan(ledger, tmp_path, data__columns=columns, data__id=id_column).kept == kept
+
+
+@pytest.mark.parametrize("name", ["id", "embedding", "truncated", "chunk"])
+def test_a_kept_column_may_not_hide_one_of_the_output(ledger, tmp_path, name):
+    pq.write_table(pa.table({"text": ["b"], name: [1]}), tmp_path / "in/a.parquet")
+    with pytest.raises(ValueError, match=f"data.columns: '{name}' is a column of the output"):
+        plan(ledger, tmp_path, data__columns=["*"])
