@@ -1,5 +1,6 @@
 """What decides the numbers, found out once on a worker: dtype, pooling, width, weights, tokenizer. Torch only there."""
 
+import os
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -11,8 +12,12 @@ from raybert.corpus.session import Pool
 
 # A CPU works fastest on what its caches hold, a GPU on what fills it.
 _BATCH_TOKENS = {"cpu": 1024, "cuda": 32768}
-# The encoder of this process. Ray gives a worker process that ran `resolve` to the pool afterwards, model and all.
-_LOADED: dict[tuple[Any, ...], Any] = {}
+
+# What `Encoder.load` is given of the resolved values.
+_ENCODER_KEYS = (
+    *("pooling", "dimensions", "layers", "prompt", "max_length"),
+    *("dtype", "device", "threads", "batch_tokens"),
+)
 
 
 def resolve(config: EmbedConfig, pool: Pool, sample: list[str]) -> tuple[dict[str, Any], str]:
@@ -47,37 +52,29 @@ def load_as_resolved(model: ModelSettings, resolved: Mapping[str, Any]) -> Any:
 
     Raises ValueError when this machine cannot honour the plan: other weights, no GPU, no bfloat16.
     """
-    key = _key(model, resolved)
-    if key not in _LOADED:
-        _quiet_threads()
-        import torch
+    _quiet_threads()
+    import torch
 
-        from raybert.encoder.loading import cpu_has_bfloat16
+    from raybert.encoder.loading import cpu_has_bfloat16
 
-        device = resolved["device"]
-        if device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("the plan was made for a GPU, and this worker has none; give workers.gpus")
-        if (
-            resolved["dtype"] == "bfloat16"
-            and device == "cpu"
-            and model.dtype == "auto"
-            and not cpu_has_bfloat16()
-        ):
-            raise ValueError("the plan computes in bfloat16, which this worker's CPU lacks; set model.dtype")
-        _LOADED.clear()
-        _LOADED[key] = _load(
-            model, **{name: resolved[name] for name in _ENCODER_KEYS}, dimensions=resolved["dimensions"]
-        )
-    encoder = _LOADED[key]
+    device = resolved["device"]
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("the plan was made for a GPU, and this worker has none; give workers.gpus")
+    if (
+        resolved["dtype"] == "bfloat16"
+        and device == "cpu"
+        and model.dtype == "auto"
+        and not cpu_has_bfloat16()
+    ):
+        raise ValueError("the plan computes in bfloat16, which this worker's CPU lacks; set model.dtype")
+    # the commit that a branch pointed to then, not where it points now
+    encoder = _load(model, resolved["revision"], **{name: resolved[name] for name in _ENCODER_KEYS})
     if encoder.digest != resolved["digest"]:
         raise ValueError(
             f"the weights of {model.name} on this worker (digest {encoder.digest[:12]}) are not those of the plan "
             f"(digest {resolved['digest'][:12]}); put them back or use another output.path"
         )
     return encoder
-
-
-_ENCODER_KEYS = ("pooling", "max_length", "dtype", "prompt", "layers", "threads", "device", "batch_tokens")
 
 
 def _resolve(config: EmbedConfig, threads: int, sample: list[str]) -> tuple[dict[str, Any], str]:
@@ -87,6 +84,7 @@ def _resolve(config: EmbedConfig, threads: int, sample: list[str]) -> tuple[dict
     _quiet_threads()
     encoder = _load(
         model,
+        model.revision,
         **model.model_dump(
             include={"pooling", "dimensions", "max_length", "dtype", "prompt_name", "prompt", "layers"}
         ),
@@ -101,45 +99,33 @@ def _resolve(config: EmbedConfig, threads: int, sample: list[str]) -> tuple[dict
         )
     scale = int8_scale(encoder.encode(sample)) if config.output.dtype == "int8" else None
     quantize(encoder.encode(["a"]), config.output.dtype, scale)  # fails now if the width does not fit
+    names = "dimension pooling max_length dtype device digest revision prompt layers normalized batch_tokens"
     resolved = {
-        **{
-            name: getattr(encoder, name) for name in ("dimension", "pooling", "max_length", "dtype", "device")
-        },
-        **{name: getattr(encoder, name) for name in ("digest", "revision", "prompt", "layers", "normalized")},
+        **{name: getattr(encoder, name) for name in names.split()},
         "normalize": encoder.normalized,
         "dimensions": model.dimensions,
         "threads": threads,
-        "batch_tokens": encoder.batch_tokens,
         "stored_dtype": config.output.dtype,
         "scale": scale,
         "versions": _versions(),
     }
-    _LOADED.clear()
-    _LOADED[_key(model, resolved)] = encoder
     return resolved, encoder.tokenizer_json
 
 
-def _load(model: ModelSettings, **settings: Any) -> Any:
+def _load(model: ModelSettings, revision: str | None, **settings: Any) -> Any:
     from raybert.encoder import Encoder
 
     return Encoder.load(
         fetch_model(model.name),
-        revision=model.revision,
+        revision=revision,
         normalize=model.normalize,
         trust_remote_code=model.trust_remote_code,
         **settings,
     )
 
 
-def _key(model: ModelSettings, resolved: Mapping[str, Any]) -> tuple[Any, ...]:
-    names = (*_ENCODER_KEYS, "dimensions", "digest")
-    return (model.name, model.revision, model.normalize, *(resolved[name] for name in names))
-
-
 def _quiet_threads() -> None:
     """Ray sets OMP_NUM_THREADS to the CPUs it counts; the plan's own number rules, set by the encoder."""
-    import os
-
     os.environ.pop("OMP_NUM_THREADS", None)
 
 

@@ -114,6 +114,7 @@ def test_every_reader_opens_the_folder(tmp_path, job):
     assert ray.data.read_parquet(data).count() == 60
 
 
+@pytest.mark.slow
 def test_pandas_and_datasets_notes_of_the_input_are_carried(tmp_path, job):
     import datasets
     import pandas
@@ -196,6 +197,7 @@ def test_other_settings_are_refused_and_named(tmp_path, job, tmp_path_factory):
         job(model__name=other)
 
 
+@pytest.mark.slow
 def test_weights_swapped_in_place_are_noticed_by_the_worker(tmp_path, tmp_path_factory, job):
     from tests.encoder.tiny import tiny_model
 
@@ -209,7 +211,10 @@ def test_weights_swapped_in_place_are_noticed_by_the_worker(tmp_path, tmp_path_f
     assert output(tmp_path).num_rows == 10
 
 
-@pytest.mark.parametrize("dtype", ["float16", "int8", "binary"])
+@pytest.mark.parametrize(
+    "dtype",
+    ["int8", pytest.param("float16", marks=pytest.mark.slow), pytest.param("binary", marks=pytest.mark.slow)],
+)
 def test_quantised_output(tmp_path, tiny, job, dtype):
     texts = sentences(80)
     write(tmp_path / "in/a.parquet", texts)
@@ -342,6 +347,7 @@ def test_a_wrong_column_stops_the_job_at_max_rejects(tmp_path, job):
         job(data__text="n", output__max_rejects=0.1)
 
 
+@pytest.mark.slow
 def test_a_model_that_gives_nan_rejects_rows_not_the_job(tmp_path, tiny, tmp_path_factory, job):
     import shutil
 
@@ -386,6 +392,7 @@ def test_a_model_that_is_not_there_is_one_line(tmp_path, job):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_embed_dataset_is_a_lazy_step_of_a_pipeline(tiny):
     import ray.data
 

@@ -22,6 +22,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", folder], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_full_disk_and_lost_permission_then_resume(tiny, tmp_path, small_disk):
     write_corpus(tmp_path / "in", 6000)
