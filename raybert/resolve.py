@@ -31,9 +31,10 @@ def resolve(config: EmbedConfig, pool: Pool, sample: list[str]) -> tuple[dict[st
 
     Raises:
         ValueError: the model cannot be loaded as asked.
+        RuntimeError: loading it fails or kills its process.
     """
     import ray
-    from ray.exceptions import RayTaskError
+    from ray.exceptions import RayError, RayTaskError
 
     task = ray.remote(num_cpus=pool.cpus, num_gpus=pool.gpus or None, max_retries=2)(_resolve)
     try:
@@ -44,6 +45,11 @@ def resolve(config: EmbedConfig, pool: Pool, sample: list[str]) -> tuple[dict[st
             raise ValueError(" ".join(str(cause).split())) from None
         raise RuntimeError(
             f"model.name={config.model.name} does not load: {' '.join(str(cause).split())[:500]}"
+        ) from error
+    except RayError as error:
+        raise RuntimeError(
+            f"model.name={config.model.name}: the process that loads it died; is there enough memory? "
+            f"({type(error).__name__})"
         ) from error
 
 

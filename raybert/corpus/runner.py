@@ -82,7 +82,7 @@ def run(
         )
         results = todo.map_batches(
             EncodeAndCommit,
-            fn_constructor_args=(work.worker, ledger, attempts),
+            fn_constructor_args=(work.worker, ledger, attempts, TRIES * pool.high),
             batch_size=1,
             batch_format="pyarrow",
             zero_copy_batch=True,
@@ -90,11 +90,16 @@ def run(
             num_cpus=pool.cpus,
             num_gpus=pool.gpus or None,
         )
-        rows = results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
-        with contextlib.closing(iter(rows)) if hasattr(rows, "close") else contextlib.nullcontext():
+        rows = iter(results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
+        try:
             for batch in rows:
                 for row in batch.to_pylist():
                     yield Finished(**json.loads(row["finished"]))
+        except ray.exceptions.RayError as error:
+            raise RuntimeError(f"Ray gave up: {_one_line(error)}") from error
+        finally:
+            if hasattr(rows, "close"):
+                rows.close()
 
 
 class _Shards(Datasource):
@@ -145,40 +150,53 @@ class _ReadSpan:
         # tokenizers would start a thread a core in every one of these processes
         os.environ.setdefault("RAYON_NUM_THREADS", "1")
         work = _fetch(self.work)
-        key = f"read:{self.source.name(self.span[0])}"
-        given_up = ray.get(self.attempts.begin.remote(key)) > TRIES
-        done = 0
-        try:
-            if given_up:
-                raise RuntimeError(f"reading it killed {TRIES} processes")
-            tables = read(
-                self.file,
-                self.span,
-                work.columns,
-                types=work.types,
-                text_columns=work.text_columns,
-                max_chars=work.max_chars,
-            )
-            for shard, table in zip(self.span, tables, strict=True):
-                packed = _pack(self.source.name(shard), work.prepare(table, self.source, shard))
-                done += 1
-                yield packed
-        except Exception as error:
-            for shard in self.span[done:]:
-                yield _pack(self.source.name(shard), None, f"{self.file.uri}: {_one_line(error)}")
-        self.attempts.end.remote(key)
+        tables: Iterator[pa.Table] | None = None
+        for i, shard in enumerate(self.span):
+            name = self.source.name(shard)
+            if ray.get(self.attempts.begin.remote(f"read:{name}")) > TRIES:
+                tables = None  # go on behind it
+                yield _pack(name, None, f"{self.file.uri}: reading it killed {TRIES} processes")
+                continue
+            try:
+                tables = tables or self._tables(work, self.span[i:])
+                table = next(tables)
+            except Exception as error:
+                why = f"{self.file.uri}: {_one_line(error)}"
+                yield from (_pack(self.source.name(rest), None, why) for rest in self.span[i:])
+                return
+            try:
+                packed = _pack(name, work.prepare(table, self.source, shard))
+            except Exception as error:
+                packed = _pack(name, None, f"{self.file.uri}: {_one_line(error)}")
+            self.attempts.end.remote(f"read:{name}")
+            yield packed
+
+    def _tables(self, work: Work, span: list[Shard]) -> Iterator[pa.Table]:
+        return read(
+            self.file,
+            span,
+            work.columns,
+            types=work.types,
+            text_columns=work.text_columns,
+            max_chars=work.max_chars,
+        )
 
 
 class EncodeAndCommit:
     """A process of the pool. Its name is what Ray's own progress output shows."""
 
-    def __init__(self, worker: Callable[[], Encode], ledger: Ledger, attempts: Any) -> None:
+    def __init__(self, worker: Callable[[], Encode], ledger: Ledger, attempts: Any, starts: int) -> None:
         self._ledger, self._attempts = ledger, attempts
         self._refusal = ""
+        # An exception or a death here would make Ray start this process again for ever.
+        if ray.get(attempts.begin.remote("start")) > starts:
+            self._refusal = f"loading the model killed its process {starts} times: is there enough memory?"
+            return
         try:
             self._encode = worker()
         except Exception as error:
             self._refusal = _one_line(error)
+        attempts.end.remote("start")
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         assert batch.num_rows == 1, "one shard a call"
@@ -241,6 +259,7 @@ class _Attempts:
         return self._begun[key]
 
     def end(self, key: str) -> None:
+        """All is forgiven: what ended once does not kill."""
         self._begun.pop(key, None)
 
 
