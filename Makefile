@@ -7,6 +7,7 @@ export HF_HUB_OFFLINE ?= 1
 .PHONY: demo test test-slow lint bench clean
 
 demo: .venv/demo
+	rm -rf demo
 	$(BIN)/python jobs/docstrings.py output=demo/docstrings limit=20000
 	$(BIN)/raybert embed jobs/embed-demo.yaml model.name=$(MODEL)
 	$(BIN)/raybert verify demo/vectors

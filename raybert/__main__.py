@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -53,14 +54,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "-h" in rest or "--help" in rest:
         print(_verb_help(name))
         return 0
+    from raybert.corpus.session import Terminated, terminate
+
+    signal.signal(signal.SIGTERM, terminate)
     try:
         config = parse(name, rest)
         module = import_module(VERBS[name].module)
         return module.main(config)
     except ValueError as error:  # bad settings or input: one line, no trace
         return _fail(str(error), 2, debug=not isinstance(error, settings.ConfigError))
-    except KeyboardInterrupt:
-        return _fail("stopped; run the same command again to go on", 130)
+    except KeyboardInterrupt as stop:
+        code = 143 if isinstance(stop, Terminated) else 130
+        return _fail("stopped; run the same command again to go on", code)
     except (RuntimeError, OSError) as error:
         return _fail(str(error) or type(error).__name__, 1, debug=True)
 

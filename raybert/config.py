@@ -146,10 +146,12 @@ class WorkersSettings(Settings):
         "auto",
         description="encoder processes, or [min, max] to autoscale; auto: as many as the machine feeds",
     )
-    gpus: float | Literal["auto"] = Field(
+    gpus: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(
         "auto", description="GPUs of one process; auto: 1 where the cluster has any, else 0"
     )
-    cpus: int | Literal["auto"] = Field("auto", description="CPUs and compute threads of one process")
+    cpus: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto", description="CPUs and compute threads of one process"
+    )
 
     @field_validator("count")
     @classmethod
@@ -281,6 +283,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text())
     except OSError as error:
         raise ConfigError(f"cannot read the config file {path}: {error.strerror}") from None
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {type(error).__name__}") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark else ""
@@ -316,6 +320,8 @@ def _leaf_names(annotation: Any) -> set[str]:
     """Names of the plain types that a setting takes: `int | list[str] | None` -> {"int", "NoneType"}."""
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         return set().union(*(_leaf_names(part) for part in typing.get_args(annotation)))
+    if typing.get_origin(annotation) is Annotated:
+        return _leaf_names(typing.get_args(annotation)[0])
     if typing.get_origin(annotation) is Literal:
         return {type(value).__name__ for value in typing.get_args(annotation)}
     return {getattr(annotation, "__name__", "")}

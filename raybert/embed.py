@@ -4,6 +4,7 @@ The driver needs no torch: models are loaded by workers only.
 """
 
 import contextlib
+import hashlib
 import os
 import sys
 import time
@@ -15,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from raybert.config import EmbedConfig, dump_yaml, load, require
+from raybert.corpus.filesystems import public_uri
 from raybert.corpus.ledger import OURS, Ledger, Source
 from raybert.corpus.plan import Plan, in_threads, make_plan, type_from, type_text
 from raybert.corpus.progress import Progress
@@ -22,14 +24,14 @@ from raybert.corpus.readers import Shard
 from raybert.corpus.report import Report, duplicate_ids, finish_report
 from raybert.corpus.session import Pool, cluster_map, ray_session, worker_pool
 from raybert.corpus.texts import text_columns, wanted_columns
-from raybert.corpus.vectors import schema, write_card
+from raybert.corpus.vectors import schema, to_parquet, write_card
 from raybert.embed_shard import LoadEncoder, PrepareShard, vector_metadata
 from raybert.encoder.tokenizing import TextTokenizer
 from raybert.estimate import Estimate, estimate, sample_texts
 from raybert.resolve import resolve
 
 _BIG_SCAN = 1 << 28  # bytes of new files to read through, above which the cluster does it
-_TOKENIZER, _CONFIG, _REPORT = f"{OURS}/tokenizer.json", f"{OURS}/config.yaml", f"{OURS}/report.json"
+_CONFIG, _REPORT = f"{OURS}/config.yaml", f"{OURS}/report.json"
 
 Pending = Mapping[str, tuple[Source, Shard]]
 
@@ -69,21 +71,30 @@ class _Run:
         """Plan, resolve, do, report."""
         job = self._ledger.job()
         if job is not None:
-            refuse_other_settings(self._config, job, self._ledger.path)
+            refuse_other_settings(self._config, job, self._ledger.where)
+        else:
+            self._ledger.refuse_foreign_folder()
+        self._ledger.settle()
         plan = make_plan(self._config.data, self._config.output, self._ledger, job, mapper=self._map)
         if job is None:
+            if not plan.rows:
+                raise ValueError(
+                    f"data.path={self._config.data.path} holds no rows: there is nothing to embed"
+                )
             job = self._new_job(plan)
         elif self._model_has_another_name(job):
             self._refuse_other_weights(job)
         if self._config.dry_run:
             return self._estimate(plan, job)
-        self._write_plan(plan, job)
+        if self._write_plan(plan, job):
+            plan = make_plan(self._config.data, self._config.output, self._ledger, job, mapper=self._map)
         progress, aside = Progress(plan.rows), {}
         pending = self._pending(plan)
         try:
             if pending:
                 aside = self._do(plan, job, pending, progress)
         finally:
+            progress.end()
             self._ledger.store.sweep(self._ledger.owner)
         return self._finish(plan, job, progress, aside)
 
@@ -109,7 +120,8 @@ class _Run:
         resolved, self._tokenizer_json = resolve(self._config, self._pool, sample)
         return {
             "requested": deciding_settings(self._config),
-            "model": {"name": self._config.model.name, "revision": self._config.model.revision},
+            "tokenizer": _tokenizer_file(self._tokenizer_json),
+            "model": {"name": public_name(self._config.model.name), "revision": self._config.model.revision},
             "resolved": resolved,
             "kept": list(plan.kept),
             "types": {name: type_text(kind) for name, kind in plan.types.items()},
@@ -118,27 +130,32 @@ class _Run:
 
     def _model_has_another_name(self, job: Mapping[str, Any]) -> bool:
         model = self._config.model
-        return (model.name, model.revision) != (job["model"]["name"], job["model"]["revision"])
+        return (public_name(model.name), model.revision) != (job["model"]["name"], job["model"]["revision"])
 
     def _refuse_other_weights(self, job: Mapping[str, Any]) -> None:
         """A model may move; its weights may not change."""
         was, now = job["resolved"]["digest"], resolve(self._config, self._pool, [])[0]["digest"]
         if was != now:
             raise ValueError(
-                f"{self._ledger.path} was started with the weights of {job['model']['name']} (digest {was[:12]}), "
-                f"{self._config.model.name} has others (digest {now[:12]}); use another output.path"
+                f"{self._ledger.where} was started with the weights of {job['model']['name']} (digest {was[:12]}), "
+                f"{public_name(self._config.model.name)} has others (digest {now[:12]}); use another output.path"
             )
 
-    def _write_plan(self, plan: Plan, job: dict[str, Any]) -> None:
+    def _write_plan(self, plan: Plan, job: dict[str, Any]) -> bool:
+        """Lay down job and plan. Returns whether another driver's plan was in the way, and ours must be made again."""
         ledger, owner = self._ledger, self._ledger.owner
         if self._tokenizer_json is not None:
             # before the job: a folder with a job has all that a resumed run needs
-            ledger.store.write(_TOKENIZER, self._tokenizer_json.encode(), owner=owner)
-            ledger.store.write(_CONFIG, dump_yaml(self._config).encode(), owner=owner)
+            ledger.store.write(job["tokenizer"], self._tokenizer_json.encode(), owner=owner)
             ledger.create_job(job)
+            ledger.store.write(_CONFIG, dump_yaml(_public(self._config)).encode(), owner=owner)
         ledger.replace(plan.void)
         ledger.drop_void()
         ledger.extend(list(plan.added))
+        if not ledger.settle():
+            return False
+        ledger.drop_void()
+        return True
 
     def _do(self, plan: Plan, job: Mapping[str, Any], pending: Pending, progress: Progress) -> dict[str, str]:
         """Run the shards. Returns those given up, with the reason."""
@@ -146,6 +163,7 @@ class _Run:
 
         pool = self._pool.at_most(len(pending))
         config, resolved = self._config, job["resolved"]
+        _check_storable(output_schema(config, job))
         work = Work(
             columns=wanted_columns(config.data, list(plan.kept)),
             types=plan.types,
@@ -166,12 +184,16 @@ class _Run:
                     aside[shard.name] = shard.why
                 progress.add(shard)
                 if limit is not None and progress.rejected > limit:
-                    raise RuntimeError(_too_many_rejects(progress, config))
+                    raise RuntimeError(_too_many_rejects(progress.rejected, progress.reasons, config))
         return aside
 
     def _prepare(self, job: Mapping[str, Any]) -> PrepareShard:
         resolved = job["resolved"]
-        text = self._tokenizer_json or self._ledger.store.read(_TOKENIZER).decode()
+        text = self._tokenizer_json or self._ledger.store.read(job["tokenizer"]).decode()
+        if _tokenizer_file(text) != job["tokenizer"]:
+            raise ValueError(
+                f"{self._ledger.where}/{job['tokenizer']} was changed; restore it or use another output.path"
+            )
         tokenizer = TextTokenizer(text, max_length=resolved["max_length"], prompt=resolved["prompt"])
         return PrepareShard(self._config.data, self._config.chunk, tuple(job["kept"]), tokenizer)
 
@@ -180,9 +202,12 @@ class _Run:
     ) -> Report:
         ledger = self._ledger
         commits = ledger.commits(ledger.done() & plan.shards().keys())
-        repeated = duplicate_ids(ledger.store) if self._config.data.id else (0, [])
-        report = finish_report(plan, commits, aside, progress, repeated, self._started, ledger.path)
+        repeated = duplicate_ids(ledger.store, sorted(commits)) if self._config.data.id else (0, [])
+        report = finish_report(plan, commits, aside, progress, repeated, self._started, ledger.where)
         report.check()
+        limit = _reject_limit(self._config.output.max_rejects, plan.rows)
+        if limit is not None and report.rejected > limit:
+            raise RuntimeError(_too_many_rejects(report.rejected, report.reasons, self._config))
         write_card(ledger.store, _metadata(self._config, job), report.vectors)
         ledger.store.write(_REPORT, report.to_json().encode(), owner=ledger.owner)
         if not aside:
@@ -190,7 +215,7 @@ class _Run:
         return report
 
     def _estimate(self, plan: Plan, job: Mapping[str, Any]) -> Estimate:
-        print(dump_yaml(self._config), file=sys.stderr)
+        print(dump_yaml(_public(self._config)), file=sys.stderr)
         return estimate(
             self._config, plan, self._pending(plan), self._prepare(job), job["resolved"], self._pool
         )
@@ -204,6 +229,25 @@ def _absolute(config: EmbedConfig) -> EmbedConfig:
     if "://" not in output.path:
         output = output.model_copy(update={"path": os.path.abspath(os.path.expanduser(output.path))})
     return config.model_copy(update={"model": model, "output": output})
+
+
+def public_name(name: str) -> str:
+    """A model's name without credentials."""
+    return public_uri(name) if "://" in name else name
+
+
+def _public(config: EmbedConfig) -> EmbedConfig:
+    """The settings as they may be shown and stored: URLs without credentials."""
+    paths = [public_name(path) for path in config.data.paths]
+    data = config.data.model_copy(update={"path": paths[0] if isinstance(config.data.path, str) else paths})
+    model = config.model.model_copy(update={"name": public_name(config.model.name)})
+    output = config.output.model_copy(update={"path": public_name(config.output.path)})
+    return config.model_copy(update={"data": data, "model": model, "output": output})
+
+
+def _tokenizer_file(text: str) -> str:
+    """Named for its content: a driver that loses the start of a job leaves the winner's alone."""
+    return f"{OURS}/tokenizer-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
 
 
 def deciding_settings(config: EmbedConfig) -> dict[str, Any]:
@@ -220,7 +264,9 @@ def refuse_other_settings(config: EmbedConfig, job: Mapping[str, Any], path: str
 
     A setting that now says what `auto` became then is no change.
     """
-    was, now = _flat(job["requested"]), _flat(deciding_settings(config))
+    now = _flat(deciding_settings(config))
+    # a setting that did not exist then had what is its default now
+    was = _flat(deciding_settings(EmbedConfig())) | _flat(job["requested"])
     became = {f"model.{name}": value for name, value in job["resolved"].items()}
     became["batch_tokens"] = job["resolved"]["batch_tokens"]
     differ = [
@@ -247,6 +293,13 @@ def output_schema(config: EmbedConfig, job: Mapping[str, Any]) -> pa.Schema:
     )
 
 
+def _check_storable(schema: pa.Schema) -> None:
+    try:
+        to_parquet(schema.empty_table())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise ValueError(f"data.columns: Parquet cannot hold one of the kept columns: {error}") from None
+
+
 def _metadata(config: EmbedConfig, job: Mapping[str, Any]) -> dict[str, Any]:
     return vector_metadata(job["resolved"], job["model"]["name"], config.data, config.chunk)
 
@@ -262,9 +315,9 @@ def _reject_limit(limit: int | float | None, rows: int) -> float | None:
     return limit * rows if isinstance(limit, float) and limit < 1 else limit
 
 
-def _too_many_rejects(progress: Progress, config: EmbedConfig) -> str:
+def _too_many_rejects(rejected: int, reasons: Mapping[str, int], config: EmbedConfig) -> str:
     return (
-        f"{progress.rejected:,} rows rejected so far (mostly: {progress.main_reason()}), more than "
+        f"{rejected:,} rows rejected (mostly: {max(reasons, key=reasons.get)}), more than "
         f"output.max_rejects={config.output.max_rejects}: is data.text={config.data.text} the right column?"
     )
 

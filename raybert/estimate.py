@@ -98,17 +98,21 @@ def estimate(
 
 
 def sample_texts(config: EmbedConfig, plan: Plan, count: int = _TIMED_TEXTS) -> list[str]:
-    """The same texts for the same corpus, from shards spread over it: what int8 is calibrated with."""
-    return _sample(config, plan, count)[0]
+    """The same texts for the same corpus, from shards spread over it: what int8 is calibrated with.
+
+    Looks through whole shards, and more of them, until it has enough.
+    """
+    return _sample(config, plan, count, shards=64, whole=True)[0]
 
 
-def _sample(config: EmbedConfig, plan: Plan, count: int) -> tuple[list[str], int]:
-    """(texts, rows looked at)."""
+def _sample(
+    config: EmbedConfig, plan: Plan, count: int, shards: int = _SAMPLE_SHARDS, whole: bool = False
+) -> tuple[list[str], int]:
+    """(texts, rows looked at): the first rows of some shards, or with `whole` all of them until `count` texts."""
+    at_most = shards
     shards = list(plan.shards().values())
     chosen = (
-        [shards[i] for i in np.unique(np.linspace(0, len(shards) - 1, _SAMPLE_SHARDS).astype(int))]
-        if shards
-        else []
+        [shards[i] for i in np.unique(np.linspace(0, len(shards) - 1, at_most).astype(int))] if shards else []
     )
     texts: list[str] = []
     looked_at = 0
@@ -122,8 +126,12 @@ def _sample(config: EmbedConfig, plan: Plan, count: int) -> tuple[list[str], int
             text_columns=text_columns(config.data),
             max_chars=config.data.max_chars,
         )
-        table = next(iter(tables)).slice(0, max(1, count // len(chosen)))
+        table = next(iter(tables))
+        if not whole:
+            table = table.slice(0, max(1, count // len(chosen)))
         found, _ = texts_and_reasons(table, config.data)
         looked_at += len(found)
         texts += [text for text in found if text is not None]
+        if whole and len(texts) >= count:
+            return texts[:count], looked_at
     return texts, looked_at

@@ -1,6 +1,7 @@
 """What decides the numbers, found out once on a worker: dtype, pooling, width, weights, tokenizer. Torch only there."""
 
 import os
+import sys
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -38,7 +39,14 @@ def resolve(config: EmbedConfig, pool: Pool, sample: list[str]) -> tuple[dict[st
 
     task = ray.remote(num_cpus=pool.cpus, num_gpus=pool.gpus or None, max_retries=2)(_resolve)
     try:
-        return ray.get(task.remote(config, pool.cpus, sample))
+        answer = task.remote(config, pool.cpus, sample)
+        if not ray.wait([answer], timeout=30)[0]:
+            print(
+                f"raybert: waiting for a worker with {pool.cpus} free CPUs and {pool.gpus:g} GPUs to load the model",
+                file=sys.stderr,
+                flush=True,
+            )
+        return ray.get(answer)
     except RayTaskError as error:
         cause = error.cause if isinstance(error.cause, Exception) else error
         if isinstance(cause, ValueError):
@@ -103,7 +111,8 @@ def _resolve(config: EmbedConfig, threads: int, sample: list[str]) -> tuple[dict
         raise ValueError(
             f"model.name={model.name} has a tokenizer in Python only; bulk jobs need a tokenizer.json"
         )
-    scale = int8_scale(encoder.encode(sample)) if config.output.dtype == "int8" else None
+    _check_room(config, encoder)
+    scale = int8_scale(_calibration(encoder, sample)) if config.output.dtype == "int8" else None
     quantize(encoder.encode(["a"]), config.output.dtype, scale)  # fails now if the width does not fit
     names = "dimension pooling max_length dtype device digest revision prompt layers normalized batch_tokens"
     resolved = {
@@ -116,6 +125,28 @@ def _resolve(config: EmbedConfig, threads: int, sample: list[str]) -> tuple[dict
         "versions": _versions(),
     }
     return resolved, encoder.tokenizer_json
+
+
+def _check_room(config: EmbedConfig, encoder: Any) -> None:
+    """Special tokens and prompt must leave room for text, and a window must fit whole."""
+    taken = len(encoder.tokenizer()([""]).ids(0))
+    room = encoder.max_length - taken
+    if room < 1:
+        raise ValueError(
+            f"model.prompt leaves no room for text: it takes {taken} of {encoder.max_length} tokens"
+        )
+    if config.chunk.size is not None and config.chunk.size > room:
+        raise ValueError(
+            f"chunk.size={config.chunk.size} does not fit: of model.max_length={encoder.max_length}, special tokens and "
+            f"prompt take {taken}; use at most {room}"
+        )
+
+
+def _calibration(encoder: Any, sample: list[str]) -> Any:
+    vectors = encoder.encode(sample)
+    if len(vectors):
+        return vectors
+    raise ValueError("output.dtype=int8 is calibrated on texts of the corpus, and it has none; use float16")
 
 
 def _load(model: ModelSettings, revision: str | None, **settings: Any) -> Any:
@@ -131,8 +162,12 @@ def _load(model: ModelSettings, revision: str | None, **settings: Any) -> Any:
 
 
 def _quiet_threads() -> None:
-    """Ray sets OMP_NUM_THREADS to the CPUs it counts; the plan's own number rules, set by the encoder."""
+    """Before torch is imported: the plan's number of threads rules, not Ray's, and memory stays bounded.
+
+    oneDNN keeps compiled code for 1,024 shapes, 100 MB that a long job fills slowly; a hundred are enough here.
+    """
     os.environ.pop("OMP_NUM_THREADS", None)
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
 
 
 def _versions() -> dict[str, str]:

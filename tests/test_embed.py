@@ -339,12 +339,45 @@ def test_hostile_rows_in_every_format_are_accounted_for(tmp_path, job):
     assert rejects.filter(pa.compute.equal(rejects["reason"], "whitespace only")).num_rows == 3
 
 
+def test_int8_is_calibrated_on_texts_wherever_they_are(tmp_path, job):
+    write(tmp_path / "in/a.parquet", [None] * 100 + sentences(20))
+    job(output__dtype="int8")
+    assert np.abs(embedding_matrix(output(tmp_path)["embedding"])).max() > 60
+
+
+def test_windows_that_the_model_would_cut_are_refused(tmp_path, job):
+    write(tmp_path / "in/a.parquet", sentences(5))
+    with pytest.raises(ValueError, match=r"chunk.size=400 does not fit.*use at most 46"):
+        job(chunk={"size": 400})
+    with pytest.raises(ValueError, match=r"model.prompt leaves no room"):
+        job(model__prompt="word " * 100)
+
+
+def test_a_changed_tokenizer_in_the_folder_is_noticed(tmp_path, job):
+    write(tmp_path / "in/a.parquet", sentences(5))
+    job()
+    (file,) = (tmp_path / "out/_raybert").glob("tokenizer-*.json")
+    file.write_text(file.read_text().replace("the", "eht"))
+    write(tmp_path / "in/b.parquet", sentences(5, seed=1))
+    with pytest.raises(ValueError, match="was changed"):
+        job()
+
+
+def test_an_empty_corpus_is_said_so(tmp_path, job):
+    write(tmp_path / "in/a.parquet", pa.array([], pa.string()))
+    with pytest.raises(ValueError, match="holds no rows"):
+        job()
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_wrong_column_stops_the_job_at_max_rejects(tmp_path, job):
     write(tmp_path / "in/a.parquet", sentences(500))
     with pytest.raises(RuntimeError, match=r"rows rejected.*not text.*output.max_rejects=60.*data.text"):
         job(data__text="n", output__max_rejects=60)
     with pytest.raises(RuntimeError, match=r"output.max_rejects=0.1"):
         job(data__text="n", output__max_rejects=0.1)
+    with pytest.raises(RuntimeError, match=r"output.max_rejects=499"):  # also when all is done already
+        job(data__text="n", output__max_rejects=499)
 
 
 @pytest.mark.slow

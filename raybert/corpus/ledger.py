@@ -24,7 +24,9 @@ from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
+from pyarrow.fs import FileSelector
 
+from raybert.corpus.filesystems import public_uri
 from raybert.corpus.readers import Shard
 from raybert.corpus.store import Store
 
@@ -113,6 +115,12 @@ class Ledger:
 
     path: str
     owner: str = ""
+    job_file: str = ""
+
+    @property
+    def where(self) -> str:
+        """The folder for messages and files: without credentials."""
+        return public_uri(self.path)
 
     @cached_property
     def store(self) -> Store:
@@ -120,7 +128,7 @@ class Ledger:
         return Store(self.path)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "owner": self.owner}
+        return {"path": self.path, "owner": self.owner, "job_file": self.job_file}
 
     # -- the job
 
@@ -132,9 +140,12 @@ class Ledger:
         names = self._job_files()
         if len(names) > 1:
             raise ValueError(
-                f"{self.path} was started twice with different settings; remove it and start once"
+                f"{self.where} was started twice with different settings; remove it and start once"
             )
-        return json.loads(self.store.read(f"{OURS}/{names[0]}")) if names else None
+        if not names:
+            return None
+        self.job_file = names[0]
+        return json.loads(self.store.read(f"{OURS}/{names[0]}"))
 
     def create_job(self, job: dict[str, Any]) -> None:
         """Lay down the job in a new folder. Raises ValueError if another driver laid down a different one meanwhile."""
@@ -143,14 +154,25 @@ class Ledger:
         self.store.write(f"{OURS}/{name}", data, owner=self.owner)
         # Object stores have no rename-if-absent here. Each of two simultaneous starters lists after it wrote, so at
         # least one sees both; whoever does steps back.
+        self.job_file = name
         if self._job_files() != [name]:
             self.store.delete(f"{OURS}/{name}")
             raise ValueError(
-                f"another run with different settings started in {self.path}; run again to see what differs"
+                f"another run with different settings started in {self.where}; run again to see what differs"
             )
 
     def _job_files(self) -> list[str]:
         return sorted(n for n in self.store.sizes(OURS) if n.startswith("job-"))
+
+    def refuse_foreign_folder(self) -> None:
+        """Raise ValueError if a new job would mix with files that are not ours."""
+        found = self.store.fs.get_file_info(FileSelector(self.store.root, allow_not_found=True))
+        foreign = sorted(i.base_name for i in found if i.base_name not in (OURS, "lost+found"))
+        foreign = [name for name in foreign if not name.startswith(".")]
+        if foreign:
+            raise ValueError(
+                f"output.path={self.where} holds {foreign[0]!r} and no job of raybert: give a new or empty folder"
+            )
 
     # -- the plan
 
@@ -177,6 +199,22 @@ class Ledger:
         """Take files out of the plan. Their output goes with `drop_void`."""
         for identity in ids:
             self.store.write(f"{OURS}/replaced/{identity}", b"", owner=self.owner)
+
+    def settle(self) -> bool:
+        """Where two drivers planned a file at the same time, let one plan of it count. Returns whether there were any.
+
+        The smallest id wins, so all drivers that look decide alike, whoever comes first.
+        """
+        taken: set[str] = set()
+        losers = []
+        for identity, source in sorted(self.sources().items()):
+            uris = set(source.members or (source.uri,))
+            if uris & taken:
+                losers.append(identity)
+            else:
+                taken |= uris
+        self.replace(losers)
+        return bool(losers)
 
     def drop_void(self) -> None:
         """Delete what replaced files left, late writers' files included."""
@@ -237,11 +275,16 @@ class Ledger:
 
     def _check_wanted(self, name: str) -> None:
         identity = _SHARD_FILE.fullmatch(name + ".parquet")[1]
-        if self._job_files() and not self.store.exists(f"{OURS}/replaced/{identity}"):
+        if not self.job_file:
+            self.job()
+        # another job in the same place, after the folder was deleted, has shards of the same names
+        if self._job_files() == [self.job_file] and not self.store.exists(f"{OURS}/replaced/{identity}"):
             return
         for file in (f"{DATA}/{name}.parquet", f"{REJECTS}/{name}.parquet", f"{OURS}/commits/{name}.json"):
             self.store.delete(file)
-        raise Replaced(f"{name} is no longer part of {self.path}")
+        raise Replaced(
+            f"{name} is no longer part of {self.where}: another run replaced its input file or the folder"
+        )
 
 
 def _canonical(value: dict[str, Any]) -> bytes:

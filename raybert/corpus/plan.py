@@ -1,5 +1,6 @@
 """From settings to the list of shards to do: what is new, what changed, what is finished."""
 
+import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -13,8 +14,8 @@ from raybert.corpus.filesystems import public_uri, resolve
 from raybert.corpus.ledger import Ledger, Source, source_id
 from raybert.corpus.readers import Scan, Shard, check_columns, scan
 from raybert.corpus.sources import File, digest, discover, member_uris
-from raybert.corpus.texts import text_columns, wanted_columns
-from raybert.corpus.vectors import OUTPUT_COLUMNS
+from raybert.corpus.texts import wanted_columns
+from raybert.corpus.vectors import RESERVED_COLUMNS
 
 Mapper = Callable[[Callable[[Any], Any], list[Any]], Iterable[Any]]
 
@@ -65,23 +66,25 @@ def make_plan(
     planned = {source.uri: source for source in ledger.sources().values()}
     known = [source.members for source in planned.values() if source.members]
     files = {file.uri: file for file in discover(data.paths, data.format, known=known)}
-    _refuse_own_output(files, ledger.path)
+    _refuse_own_output(data.paths, files, ledger.path)
     digests = dict(zip(files, in_threads(digest, list(files.values())), strict=True))
     changed = [
         u for u, s in planned.items() if u in files and (s.size, s.digest) != (files[u].size, digests[u])
     ]
     gone = [uri for uri in planned if uri not in files]
     if (changed or gone) and output.on_change == "refuse":
-        raise ValueError(_refusal(ledger.path, changed, gone))
+        raise ValueError(_refusal(ledger.where, changed, gone))
     void = tuple(planned[uri].id for uri in (*changed, *gone))
     new = [file for uri, file in files.items() if uri not in planned or uri in changed]
     stays = [source for source in planned.values() if source.id not in void]
     dead = ledger.void() | set(void)
 
     scans = list(mapper(_Scan(data, output.rows_per_shard), new))
-    for file, found in zip(new, scans, strict=True):
-        check_columns(file, found, wanted_columns(data, [] if data.columns == ["*"] else data.columns))
     kept, types = _columns(data, job, scans)
+    for file, found in zip(new, scans, strict=True):
+        check_columns(file, found, wanted_columns(data, kept))
+    if data.id and pa.types.is_nested(types.get(data.id, pa.string())):
+        raise ValueError(f"data.id: column {data.id!r} holds {types[data.id]}, which is no id")
     carried = job["carried"] if job else _carried(new)
     added = [
         Source(
@@ -111,7 +114,8 @@ class _Scan:
         return scan(
             file,
             rows_per_shard=self.rows_per_shard,
-            text_columns=text_columns(self.data),
+            # what is kept counts for the size of a shard as well
+            text_columns=wanted_columns(self.data, [] if self.data.columns == ["*"] else self.data.columns),
             max_chars=self.data.max_chars,
         )
 
@@ -136,11 +140,11 @@ def _columns(
 
 
 def _refuse_clashes(kept: list[str]) -> None:
-    clash = next((name for name in kept if name in OUTPUT_COLUMNS or kept.count(name) > 1), None)
+    clash = next((name for name in kept if name in RESERVED_COLUMNS or kept.count(name) > 1), None)
     if clash:
         hint = "; data.id=id makes it the id of the output" if clash == "id" else ""
         raise ValueError(
-            f"data.columns: {clash!r} is a column of the output or named twice; name the columns to keep without it{hint}"
+            f"data.columns: {clash!r} is a column of ours or named twice; name the columns to keep without it{hint}"
         )
 
 
@@ -154,11 +158,19 @@ def _carried(files: list[File]) -> dict[str, str]:
     return {key.decode(): metadata[key].decode() for key in (b"huggingface", b"pandas") if key in metadata}
 
 
-def _refuse_own_output(files: Iterable[str], path: str) -> None:
-    own = public_uri(path).rstrip("/") + "/"
-    inside = next((uri for uri in files if uri.startswith(own)), None)
-    if inside:
-        raise ValueError(f"data.path takes in the output ({inside}): put output.path outside of it")
+def _refuse_own_output(paths: list[str], files: Iterable[str], path: str) -> None:
+    """The output may not lie where the next run would take it for input."""
+    own = _real(path) + "/"
+    inside = next((uri for uri in files if _real(uri).startswith(own)), None)
+    # a glob without ** does not look into folders, so docs/*.parquet may have its vectors in docs/vectors
+    folders = [_real(p.partition("**")[0]) for p in paths if "**" in p or not any(c in p for c in "*?[")]
+    if inside or any(own.startswith(folder + "/") for folder in folders):
+        raise ValueError(f"output.path={public_uri(path)} lies in data.path: put it outside")
+
+
+def _real(path: str) -> str:
+    uri = public_uri(path).rstrip("/")
+    return uri if "://" in uri else os.path.realpath(uri)
 
 
 def type_text(kind: pa.DataType) -> str:

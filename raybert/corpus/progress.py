@@ -26,7 +26,7 @@ class Progress:
         self._results = 0
         self.began = time.monotonic()
         self._before = 0
-        self._reasons: Counter[str] = Counter()
+        self.reasons: Counter[str] = Counter()
         self._out = out or sys.stderr
         self._shown = 0.0
 
@@ -36,7 +36,7 @@ class Progress:
         for commit in commits:
             self._before += commit.rows
             self.rejected += commit.rejected
-            self._reasons.update(commit.reasons)
+            self.reasons.update(commit.reasons)
         self.rows = self._before
         note = f", {self._before:,} done before" if self._before else ""
         print(f"raybert: {self.total:,} rows{note}; {line}", file=self._out, flush=True)
@@ -52,7 +52,7 @@ class Progress:
             self.rows += shard.counts["rows"]
             self.tokens += shard.counts["tokens"]
             self.rejected += shard.counts["rejected"]
-            self._reasons.update(shard.counts["reasons"])
+            self.reasons.update(shard.counts["reasons"])
             self.encoded_tokens += shard.encoded_tokens
             self.padded_tokens += shard.padded_tokens
         self._results += 1
@@ -87,9 +87,10 @@ class Progress:
             else 0.0
         )
 
-    def main_reason(self) -> str:
-        """The most frequent reason of rejection."""
-        return self._reasons.most_common(1)[0][0] if self._reasons else ""
+    def end(self) -> None:
+        """Leave the line on a terminal as it is and go on below it."""
+        if self._shown and self._out.isatty() and self.rows < self.total:
+            print(file=self._out, flush=True)
 
 
 def duration(seconds: float) -> str:

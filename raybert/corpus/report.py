@@ -122,13 +122,13 @@ def finish_report(
     )
 
 
-def duplicate_ids(store: Store, at_once: int = _IDS_AT_ONCE) -> tuple[int, list[str]]:
-    """How many ids occur in more than one row of the output, and up to five of them.
+def duplicate_ids(store: Store, shards: list[str], at_once: int = _IDS_AT_ONCE) -> tuple[int, list[str]]:
+    """How many ids occur in more than one row of the output of `shards`, and up to five of them.
 
     Memory is bounded: ids are compared by 64-bit hash, a slice of the hash space a pass. A document in several windows
     counts once.
     """
-    names = sorted(store.sizes(DATA))
+    names = [f"{name}.parquet" for name in shards]
     rows = sum(_in_threads(lambda name: _id_table(store, name, []).num_rows, names))
     passes = max(1, -(-rows // at_once))
     repeated: list[np.ndarray] = []

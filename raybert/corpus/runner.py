@@ -220,7 +220,7 @@ class EncodeAndCommit:
         except Refused as refusal:
             return {"name": name, "status": "fatal", "why": _one_line(refusal)}
         except OSError as failure:
-            return {"name": name, "status": "fatal", "why": _storage_message(self._ledger.path, failure)}
+            return {"name": name, "status": "fatal", "why": _storage_message(self._ledger.where, failure)}
         finally:
             self._attempts.end.remote(name)
 
@@ -231,14 +231,15 @@ class EncodeAndCommit:
         for attempt in range(1, TRIES + 1):
             try:
                 outcome = self._encode(table)
+                data = to_parquet(outcome.data)
+                rejects = to_parquet(outcome.rejects) if outcome.rejects is not None else None
                 break
             except Refused:
                 raise
             except Exception as error:
                 if attempt == TRIES:
                     return {"name": name, "status": "aside", "why": _one_line(error)}
-        rejects = to_parquet(outcome.rejects) if outcome.rejects is not None else None
-        record = self._ledger.commit(name, to_parquet(outcome.data), rejects, outcome.counts)
+        record = self._ledger.commit(name, data, rejects, outcome.counts)
         return {
             "name": name,
             "status": "done",

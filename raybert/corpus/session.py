@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -62,6 +63,8 @@ def ray_session() -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS")
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     try:
+        if address:
+            _check_address(address)
         with _nothing_on_stderr():  # Ray announces there that it will be quiet
             if address:
                 ray.init(address=address, **quiet)
@@ -74,7 +77,7 @@ def ray_session() -> Iterator[None]:
                     include_dashboard=False,
                     **quiet,
                 )
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         where = f"the Ray cluster at RAY_ADDRESS={address}" if address else "a private Ray on this machine"
         raise RuntimeError(f"cannot use {where}: {str(error).splitlines()[0]}") from error
     try:
@@ -90,16 +93,27 @@ def _sigterm_stops() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, _stop)
+    before = signal.signal(signal.SIGTERM, terminate)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
-def _stop(signum: int, frame: Any) -> None:
-    print("\nraybert: stopped; run the same command again to go on", file=sys.stderr)
-    raise SystemExit(128 + signum)
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came."""
+
+
+def terminate(signum: int, frame: Any) -> None:
+    """Signal handler: unwind."""
+    raise Terminated
+
+
+def _check_address(address: str) -> None:
+    """Raise ConnectionError at once where ray.init would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if "://" not in address and host and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 @contextlib.contextmanager
@@ -125,19 +139,23 @@ def worker_pool(workers: WorkersSettings) -> Pool:
 
     total = ray.cluster_resources()
     cpus_here, gpus_here = int(total.get("CPU", 0)), total.get("GPU", 0.0)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     gpus = (1.0 if gpus_here else 0.0) if workers.gpus == "auto" else workers.gpus
     # On CPUs, processes of one thread each beat one of many: nothing waits for its slowest thread.
     cpus = 1 if workers.cpus == "auto" else workers.cpus
-    fits = (cpus_here - 1) // cpus
+    # a process lies on one node; reading needs a CPU anywhere
+    fits = sum(int(node.get("CPU", 0)) // cpus for node in nodes)
+    if fits * cpus > cpus_here - 1:
+        fits -= 1
     if gpus:
-        fits = min(fits, int(gpus_here / gpus))
+        fits = min(fits, sum(int(node.get("GPU", 0) / gpus) for node in nodes))
     low, high = workers.count if isinstance(workers.count, list) else (workers.count, workers.count)
     if workers.count == "auto":
         low = high = max(1, fits)
-    if low > fits:
+    if low > max(0, fits):
         raise ValueError(
             f"workers.count={low} x workers.cpus={cpus}, workers.gpus={gpus:g} and 1 CPU for reading do not fit: "
-            f"the cluster has {cpus_here} CPUs and {gpus_here:g} GPUs; lower workers.count or workers.cpus"
+            f"the cluster has {cpus_here} CPUs and {gpus_here:g} GPUs on {len(nodes)} node(s); lower workers.count or workers.cpus"
         )
     return Pool(low, min(high, max(low, fits)), cpus, gpus)
 
@@ -147,7 +165,10 @@ def cluster_map(function: Callable[[Any], Any], items: list[Any]) -> list[Any]:
     import ray
 
     remote = ray.remote(num_cpus=1, max_retries=3)(_call)
-    return ray.get([remote.remote(function, item) for item in items])
+    try:
+        return ray.get([remote.remote(function, item) for item in items])
+    except ray.exceptions.RayTaskError as error:
+        raise (error.cause if isinstance(error.cause, ValueError) else error) from None
 
 
 def _call(function: Callable[[Any], Any], item: Any) -> Any:

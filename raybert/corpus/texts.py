@@ -25,7 +25,8 @@ def text_columns(data: DataSettings) -> list[str]:
         return data.text_columns
     try:
         fields = [name for _, name, _, _ in string.Formatter().parse(data.template) if name is not None]
-    except ValueError as error:
+        data.template.format(**dict.fromkeys(fields, "text"))
+    except (ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
         raise ValueError(f"data.template={data.template!r}: {error}; write a literal brace twice") from None
     if not fields or any(
         not name.isidentifier() and not name.replace(" ", "_").isidentifier() for name in fields

@@ -22,6 +22,8 @@ REJECT_SCHEMA = pa.schema(
     [("id", pa.string()), ("source", pa.string()), ("row", pa.int64()), ("reason", pa.string())]
 )
 OUTPUT_COLUMNS = ("id", "chunk", "chunk_start", "chunk_end", "embedding", "num_tokens", "truncated")
+# The output's own, and those of a table on its way there.
+RESERVED_COLUMNS = (*OUTPUT_COLUMNS, "_row", "_reason", "_tokens", "_vector", "_truncated")
 CHUNK_FIELDS = [
     pa.field("chunk", pa.int32(), nullable=False),
     pa.field("chunk_start", pa.int64(), nullable=False),

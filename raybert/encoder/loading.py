@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model", "*.py")
 DEFAULT_MAX_LENGTH = 512  # of a model that names no limit at all
 
 
@@ -84,6 +85,9 @@ def load_model(path: Path, dtype: str, device: str, *, trust_remote_code: bool) 
 def load_tokenizer(path: Path, *, do_lower_case: bool, trust_remote_code: bool) -> Any:
     """The transformers tokenizer; `do_lower_case` adds a Lowercase normalizer as sentence-transformers does."""
     _check_code(path, trust_remote_code)
+    if not any(any(path.glob(name)) for name in _TOKENIZER_FILES):
+        # transformers would invent one that knows no word
+        raise ValueError(f"model.name: {path} has no tokenizer: none of {', '.join(_TOKENIZER_FILES)}")
     with quiet_transformers():
         try:
             tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)

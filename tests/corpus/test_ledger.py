@@ -149,3 +149,34 @@ def test_memory_file_system_keeps_the_same_promises():
     commit(ledger, name)
     assert ledger.done() == {name}
     assert ledger.store.sizes("_raybert/tmp") == {}
+
+
+def test_a_late_writer_of_an_erased_job_does_not_touch_the_new_one(ledger, tmp_path):
+    import shutil
+
+    name = a_source().name(Shard(0, 5))
+    shutil.rmtree(tmp_path / "out")
+    new = Ledger(ledger.path)
+    new.create_job({"another": "model"})
+    commit(new, name, b"of the new job")
+    with pytest.raises(Replaced):
+        commit(ledger, name, b"of the old job")
+    assert ledger.store.sizes("data") == {}  # the new job does this shard again, rather than keep a mixture
+
+
+def test_of_two_plans_of_one_file_one_counts_and_every_driver_picks_the_same(ledger):
+    old, new = a_source(digest="old"), a_source(digest="new")
+    group = [Source(source_id(u, 1, "d"), u, 1, "d", "documents", (Shard(0, n),), m) for u, n, m in
+             (("0+1 more", 2, ("0", "1")), ("0+2 more", 3, ("0", "1", "2")))]  # fmt: skip
+    ledger.extend([old, group[0]])
+    ledger.extend([new, group[1]])
+    assert ledger.settle()
+    assert set(ledger.sources()) == {min(old.id, new.id), min(g.id for g in group)}
+    assert not ledger.settle()
+
+
+def test_a_folder_with_other_peoples_files_is_refused(tmp_path):
+    (tmp_path / "README.md").write_text("mine")
+    with pytest.raises(ValueError, match=r"holds 'README.md' and no job of raybert"):
+        Ledger(str(tmp_path)).refuse_foreign_folder()
+    Ledger(str(tmp_path / "new")).refuse_foreign_folder()

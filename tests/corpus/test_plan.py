@@ -106,7 +106,7 @@ def test_the_output_may_not_lie_in_the_input(ledger, tmp_path):
     write(tmp_path / "in/a.parquet", 5)
     (tmp_path / "out/data").mkdir(parents=True)
     write(tmp_path / "out/data/x.parquet", 5)
-    with pytest.raises(ValueError, match="takes in the output"):
+    with pytest.raises(ValueError, match=r"lies in data\.path"):
         plan(ledger, tmp_path, data__path=[str(tmp_path / "in"), str(tmp_path / "out/data")])
 
 
@@ -134,8 +134,18 @@ def test_the_id_column_is_not_kept_twice(ledger, tmp_path, columns, id_column, k
     assert plan(ledger, tmp_path, data__columns=columns, data__id=id_column).kept == kept
 
 
-@pytest.mark.parametrize("name", ["id", "embedding", "truncated", "chunk"])
+@pytest.mark.parametrize("name", ["id", "embedding", "truncated", "chunk", "_row"])
 def test_a_kept_column_may_not_hide_one_of_the_output(ledger, tmp_path, name):
     pq.write_table(pa.table({"text": ["b"], name: [1]}), tmp_path / "in/a.parquet")
-    with pytest.raises(ValueError, match=f"data.columns: '{name}' is a column of the output"):
+    with pytest.raises(ValueError, match=f"data.columns: '{name}' is a column of ours"):
         plan(ledger, tmp_path, data__columns=["*"])
+
+
+def test_the_output_may_lie_beside_a_glob_but_not_in_a_folder_of_the_input(ledger, tmp_path):
+    write(tmp_path / "in/a.parquet", 5)
+    inside = Ledger(str(tmp_path / "in/vectors"))
+    assert plan(inside, tmp_path, data__path=str(tmp_path / "in/*.parquet")).rows == 5
+    (tmp_path / "link").symlink_to(tmp_path / "in")
+    for path in (tmp_path / "in", tmp_path / "in/**/*.parquet", tmp_path / "link"):
+        with pytest.raises(ValueError, match="put it outside"):
+            plan(inside, tmp_path, data__path=str(path))

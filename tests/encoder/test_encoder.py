@@ -365,3 +365,15 @@ def test_a_cached_hub_model_is_found_with_its_commit(tiny_folder, load, texts, t
     assert np.array_equal(encoder.encode(texts), load().encode(texts))
     with pytest.raises(ValueError, match="'some/model' at revision 'v2'"):
         Encoder.load("some/model", revision="v2")
+
+
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
+    from tests.encoder.tiny import tiny_model
+
+    folder = tiny_model(tmp_path / "model")
+    for file in folder.glob("*token*"):
+        file.unlink()
+    for file in folder.glob("vocab*"):
+        file.unlink()
+    with pytest.raises(ValueError, match="has no tokenizer"):
+        Encoder.load(folder)
