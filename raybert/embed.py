@@ -74,12 +74,13 @@ class _Run:
             refuse_other_settings(self._config, job, self._ledger.where)
         else:
             self._ledger.refuse_foreign_folder()
-        self._ledger.settle()
+        if not self._config.dry_run:
+            self._ledger.settle()
         plan = make_plan(self._config.data, self._config.output, self._ledger, job, mapper=self._map)
         if job is None:
             if not plan.rows:
                 raise ValueError(
-                    f"data.path={self._config.data.path} holds no rows: there is nothing to embed"
+                    f"data.path={_public(self._config).data.path} holds no rows: there is nothing to embed"
                 )
             job = self._new_job(plan)
         elif self._model_has_another_name(job):
@@ -134,7 +135,10 @@ class _Run:
 
     def _refuse_other_weights(self, job: Mapping[str, Any]) -> None:
         """A model may move; its weights may not change."""
-        was, now = job["resolved"]["digest"], resolve(self._config, self._pool, [])[0]["digest"]
+        # float32: int8 would want texts to calibrate with
+        output = self._config.output.model_copy(update={"dtype": "float32"})
+        plain = self._config.model_copy(update={"output": output})
+        was, now = job["resolved"]["digest"], resolve(plain, self._pool, [])[0]["digest"]
         if was != now:
             raise ValueError(
                 f"{self._ledger.where} was started with the weights of {job['model']['name']} (digest {was[:12]}), "

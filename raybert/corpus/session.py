@@ -45,6 +45,11 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def _store_bytes() -> int:
+    third = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 3 // 10
+    return min(_STORE_BYTES_A_CORE * cores(), third)
+
+
 @contextlib.contextmanager
 def ray_session() -> Iterator[None]:
     """Connected to Ray: to what is already connected, else to RAY_ADDRESS, else to a private Ray that ends with us.
@@ -73,7 +78,7 @@ def ray_session() -> Iterator[None]:
                 ray.init(
                     address="local",
                     num_cpus=cores() + 1,
-                    object_store_memory=_STORE_BYTES_A_CORE * cores(),
+                    object_store_memory=_store_bytes(),
                     include_dashboard=False,
                     **quiet,
                 )
