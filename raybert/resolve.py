@@ -164,10 +164,12 @@ def _load(model: ModelSettings, revision: str | None, **settings: Any) -> Any:
 def _quiet_threads() -> None:
     """Before torch is imported: the plan's number of threads rules, not Ray's, and memory stays bounded.
 
-    oneDNN keeps compiled code for 1,024 shapes, 100 MB that a long job fills slowly; a hundred are enough here.
+    torch and oneDNN each keep compiled code for 1,024 shapes of bfloat16 products, 100 MB and more that a long job
+    fills slowly; 64 are enough here.
     """
     os.environ.pop("OMP_NUM_THREADS", None)
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
+    os.environ.setdefault("LRU_CACHE_CAPACITY", "64")
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 
 def _versions() -> dict[str, str]:
