@@ -102,14 +102,13 @@ def sample_texts(config: EmbedConfig, plan: Plan, count: int = _TIMED_TEXTS) -> 
 
     Looks through whole shards, and more of them, until it has enough.
     """
-    return _sample(config, plan, count, shards=64, whole=True)[0]
+    return _sample(config, plan, count, at_most=64, whole=True)[0]
 
 
 def _sample(
-    config: EmbedConfig, plan: Plan, count: int, shards: int = _SAMPLE_SHARDS, whole: bool = False
+    config: EmbedConfig, plan: Plan, count: int, at_most: int = _SAMPLE_SHARDS, whole: bool = False
 ) -> tuple[list[str], int]:
-    """(texts, rows looked at): the first rows of some shards, or with `whole` all of them until `count` texts."""
-    at_most = shards
+    """(texts, rows looked at): the first rows of up to `at_most` shards, or with `whole` all of them until `count` texts."""
     shards = list(plan.shards().values())
     chosen = (
         [shards[i] for i in np.unique(np.linspace(0, len(shards) - 1, at_most).astype(int))] if shards else []

@@ -66,7 +66,7 @@ def load_as_resolved(model: ModelSettings, resolved: Mapping[str, Any]) -> Any:
 
     Raises ValueError when this machine cannot honour the plan: other weights, no GPU, no bfloat16.
     """
-    _quiet_threads()
+    _prepare_process()
     import torch
 
     from raybert.encoder.loading import cpu_has_bfloat16
@@ -95,7 +95,7 @@ def _resolve(config: EmbedConfig, threads: int, sample: list[str]) -> tuple[dict
     from raybert.encoder.quantizing import int8_scale, quantize
 
     model = config.model
-    _quiet_threads()
+    _prepare_process()
     encoder = _load(
         model,
         model.revision,
@@ -161,7 +161,7 @@ def _load(model: ModelSettings, revision: str | None, **settings: Any) -> Any:
     )
 
 
-def _quiet_threads() -> None:
+def _prepare_process() -> None:
     """Before torch is imported: the plan's number of threads rules, not Ray's, and memory stays bounded.
 
     torch and oneDNN each keep compiled code for 1,024 shapes of bfloat16 products, 100 MB and more that a long job

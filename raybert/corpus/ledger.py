@@ -31,7 +31,7 @@ from raybert.corpus.readers import Shard
 from raybert.corpus.store import Store
 
 DATA, REJECTS, OURS = "data", "_rejects", "_raybert"
-_SHARD_FILE = re.compile(r".*-([0-9a-f]{12})-\d{12}-\d{12}\.parquet")
+_SHARD = re.compile(r".*-([0-9a-f]{12})-\d{12}-\d{12}")  # as `Source.name` makes it
 
 
 class Replaced(RuntimeError):
@@ -223,9 +223,7 @@ class Ledger:
             return
         for folder in (DATA, REJECTS, f"{OURS}/commits"):
             for name in self.store.sizes(folder):
-                match = _SHARD_FILE.fullmatch(
-                    name.removesuffix(".json") + ".parquet" if name.endswith(".json") else name
-                )
+                match = _SHARD.fullmatch(name.rpartition(".")[0])
                 if match and match[1] in void:
                     self.store.delete(f"{folder}/{name}")
 
@@ -270,18 +268,25 @@ class Ledger:
             self.store.write(f"{DATA}/{name}.parquet", data, owner=self.owner)
         self.store.write(f"{OURS}/commits/{name}.json", _canonical(vars(record)), owner=self.owner)
         # A run that replaces the input file voids it first and deletes afterwards, so looking again here leaves no gap.
-        self._check_wanted(name)
+        try:
+            self._check_wanted(name)
+        except Replaced:
+            for file in (
+                f"{DATA}/{name}.parquet",
+                f"{REJECTS}/{name}.parquet",
+                f"{OURS}/commits/{name}.json",
+            ):
+                self.store.delete(file)
+            raise
         return record
 
     def _check_wanted(self, name: str) -> None:
-        identity = _SHARD_FILE.fullmatch(name + ".parquet")[1]
+        identity = _SHARD.fullmatch(name)[1]
         if not self.job_file:
             self.job()
         # another job in the same place, after the folder was deleted, has shards of the same names
         if self._job_files() == [self.job_file] and not self.store.exists(f"{OURS}/replaced/{identity}"):
             return
-        for file in (f"{DATA}/{name}.parquet", f"{REJECTS}/{name}.parquet", f"{OURS}/commits/{name}.json"):
-            self.store.delete(file)
         raise Replaced(
             f"{name} is no longer part of {self.where}: another run replaced its input file or the folder"
         )
