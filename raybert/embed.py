@@ -22,13 +22,13 @@ from raybert.corpus.plan import Plan, in_threads, make_plan, type_from, type_tex
 from raybert.corpus.progress import Progress
 from raybert.corpus.readers import Shard
 from raybert.corpus.report import Report, duplicate_ids, finish_report
-from raybert.corpus.session import Pool, cluster_map, ray_session, worker_pool
+from raybert.corpus.session import Pool, brings_own_ray, cluster_map, ray_session, warm_up, worker_pool
 from raybert.corpus.texts import text_columns, wanted_columns
 from raybert.corpus.vectors import schema, to_parquet, write_card
 from raybert.embed_shard import LoadEncoder, PrepareShard, vector_metadata
 from raybert.encoder.tokenizing import TextTokenizer
 from raybert.estimate import Estimate, estimate, sample_texts
-from raybert.resolve import resolve
+from raybert.resolve import LocalResolve, resolve
 
 _BIG_SCAN = 1 << 28  # bytes of new files to read through, above which the cluster does it
 _CONFIG, _REPORT = f"{OURS}/config.yaml", f"{OURS}/report.json"
@@ -118,7 +118,7 @@ class _Run:
     def _new_job(self, plan: Plan) -> dict[str, Any]:
         """What decides the numbers, found out on a worker and kept with the output."""
         sample = sample_texts(self._config, plan) if self._config.output.dtype == "int8" else []
-        resolved, self._tokenizer_json = resolve(self._config, self._pool, sample)
+        resolved, self._tokenizer_json = self._resolve(self._config, sample)
         return {
             "requested": deciding_settings(self._config),
             "tokenizer": _tokenizer_file(self._tokenizer_json),
@@ -127,7 +127,17 @@ class _Run:
             "kept": list(plan.kept),
             "types": {name: type_text(kind) for name, kind in plan.types.items()},
             "carried": plan.carried,
+            "cut": plan.cut,
         }
+
+    def _resolve(self, config: EmbedConfig, sample: list[str]) -> tuple[dict[str, Any], str]:
+        """On a worker, or beside a private Ray while that starts."""
+        if not brings_own_ray():
+            return resolve(config, self._pool, sample)
+        with LocalResolve(config, sample) as probe:
+            assert self._pool  # connects
+            warm_up()
+            return probe.result()
 
     def _model_has_another_name(self, job: Mapping[str, Any]) -> bool:
         model = self._config.model
@@ -138,7 +148,7 @@ class _Run:
         # float32: int8 would want texts to calibrate with
         output = self._config.output.model_copy(update={"dtype": "float32"})
         plain = self._config.model_copy(update={"output": output})
-        was, now = job["resolved"]["digest"], resolve(plain, self._pool, [])[0]["digest"]
+        was, now = job["resolved"]["digest"], self._resolve(plain, [])[0]["digest"]
         if was != now:
             raise ValueError(
                 f"{self._ledger.where} was started with the weights of {job['model']['name']} (digest {was[:12]}), "
@@ -177,7 +187,7 @@ class _Run:
             worker=LoadEncoder(config.model, resolved, output_schema(config, job), config.chunk.combine),
         )
         finished = self._ledger.commits(plan.shards().keys() - pending.keys())
-        progress.start(finished.values(), pool.high, _pool_line(pool, resolved))
+        progress.start(finished.values(), _pool_line(pool, resolved))
         limit = _reject_limit(config.output.max_rejects, plan.rows)
         aside: dict[str, str] = {}
         with contextlib.closing(run(work, self._ledger, pending, plan.files, pool)) as results:
@@ -329,4 +339,6 @@ def _too_many_rejects(rejected: int, reasons: Mapping[str, int], config: EmbedCo
 def _pool_line(pool: Pool, resolved: Mapping[str, Any]) -> str:
     count = f"{pool.low}" if pool.low == pool.high else f"{pool.low} to {pool.high}"
     on = f"{pool.gpus:g} GPU" if pool.gpus else f"{resolved['threads']} CPU thread(s)"
-    return f"{count} encoder(s), {on} each, computing in {resolved['dtype']}"
+    kernels = resolved.get("kernels", "transformers")
+    note = f" (not faster: {resolved['kernels_note']})" if resolved.get("kernels_note") else ""
+    return f"{count} encoder(s), {on} each, computing in {resolved['dtype']} with {kernels} kernels{note}"

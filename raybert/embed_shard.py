@@ -16,7 +16,6 @@ from raybert.corpus.outcome import Outcome, Refused
 from raybert.corpus.readers import Shard
 from raybert.corpus.texts import row_ids, texts_and_reasons
 from raybert.corpus.vectors import REJECT_SCHEMA, embedding_array, read_metadata
-from raybert.encoder.batching import plan_batches
 from raybert.encoder.chunking import chunk, combine
 from raybert.encoder.quantizing import quantize
 from raybert.encoder.tokenizing import TextTokenizer, Tokenized
@@ -135,9 +134,7 @@ class EncodeShard:
         tokenized = _distinct(table)
         vectors = self._encoder.encode_ids(tokenized)
         lengths = tokenized.lengths
-        padded = sum(
-            len(rows) * int(lengths[rows].max()) for rows in plan_batches(lengths, self._encoder.batch_tokens)
-        )
+        padded = self._encoder.computed_tokens(lengths)
         which = table[VECTOR].to_numpy()
         reasons = np.array(table[REASON].to_pylist(), dtype=object)
         rows = table[ROW].to_numpy()

@@ -1,6 +1,8 @@
 """What decides the numbers, found out once on a worker: dtype, pooling, width, weights, tokenizer. Torch only there."""
 
 import os
+import pickle
+import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -9,15 +11,12 @@ from typing import Any
 from raybert import __version__
 from raybert.config import EmbedConfig, ModelSettings
 from raybert.corpus.models import fetch_model
-from raybert.corpus.session import Pool
-
-# A CPU works fastest on what its caches hold, a GPU on what fills it.
-_BATCH_TOKENS = {"cpu": 1024, "cuda": 32768}
+from raybert.corpus.session import Pool, threads_of
 
 # What `Encoder.load` is given of the resolved values.
 _ENCODER_KEYS = (
     *("pooling", "dimensions", "layers", "prompt", "max_length"),
-    *("dtype", "device", "threads", "batch_tokens"),
+    *("dtype", "device", "threads", "batch_tokens", "kernels"),
 )
 
 
@@ -48,17 +47,77 @@ def resolve(config: EmbedConfig, pool: Pool, sample: list[str]) -> tuple[dict[st
             )
         return ray.get(answer)
     except RayTaskError as error:
-        cause = error.cause if isinstance(error.cause, Exception) else error
-        if isinstance(cause, ValueError):
-            raise ValueError(" ".join(str(cause).split())) from None
-        raise RuntimeError(
-            f"model.name={config.model.name} does not load: {' '.join(str(cause).split())[:500]}"
-        ) from error
+        raise _failure(config, error.cause if isinstance(error.cause, Exception) else error) from None
     except RayError as error:
-        raise RuntimeError(
-            f"model.name={config.model.name}: the process that loads it died; is there enough memory? "
-            f"({type(error).__name__})"
-        ) from error
+        raise _death(config, type(error).__name__) from error
+
+
+class LocalResolve:
+    """`resolve` in a process of its own on this machine, which works while a private Ray starts.
+
+    Use as a context manager: leaving it ends the process.
+    """
+
+    def __init__(self, config: EmbedConfig, sample: list[str]) -> None:
+        self._config = config
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", "from raybert import resolve; resolve.answer()"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,  # as in Ray's workers; what goes wrong comes back as the answer
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
+        )
+        try:
+            pickle.dump((config, threads_of(config.workers), sample), self._process.stdin)
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass  # it died: `result` says so
+
+    def __enter__(self) -> "LocalResolve":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def result(self) -> tuple[dict[str, Any], str]:
+        """As `resolve`, with the same errors."""
+        out, _ = self._process.communicate()
+        if self._process.returncode:
+            raise _death(self._config, f"exit {self._process.returncode}")
+        answer = pickle.loads(out)
+        if isinstance(answer, Exception):
+            raise _failure(self._config, answer)
+        return answer
+
+
+def answer() -> None:
+    """The process of `LocalResolve`: arguments from stdin, the answer or the error to stdout."""
+    out = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever a library prints stays out of the answer
+    config, threads, sample = pickle.load(sys.stdin.buffer)
+    try:
+        found: Any = _resolve(config, threads, sample)
+    except ValueError as error:
+        found = ValueError(str(error))
+    except Exception as error:
+        found = RuntimeError(str(error) or type(error).__name__)
+    with out:
+        pickle.dump(found, out)
+
+
+def _failure(config: EmbedConfig, cause: Exception) -> Exception:
+    """What the user is told: a setting that cannot be used, or a model that does not load."""
+    text = " ".join(str(cause).split())
+    if isinstance(cause, ValueError):
+        return ValueError(text)
+    return RuntimeError(f"model.name={config.model.name} does not load: {text[:500]}")
+
+
+def _death(config: EmbedConfig, how: str) -> RuntimeError:
+    return RuntimeError(
+        f"model.name={config.model.name}: the process that loads it died; is there enough memory? ({how})"
+    )
 
 
 def load_as_resolved(model: ModelSettings, resolved: Mapping[str, Any]) -> Any:
@@ -81,6 +140,7 @@ def load_as_resolved(model: ModelSettings, resolved: Mapping[str, Any]) -> Any:
         and not cpu_has_bfloat16()
     ):
         raise ValueError("the plan computes in bfloat16, which this worker's CPU lacks; set model.dtype")
+    resolved = {"kernels": "transformers", **resolved}  # a folder from before there were others
     # the commit that a branch pointed to then, not where it points now
     encoder = _load(model, resolved["revision"], **{name: resolved[name] for name in _ENCODER_KEYS})
     if encoder.digest != resolved["digest"]:
@@ -100,13 +160,21 @@ def _resolve(config: EmbedConfig, threads: int, sample: list[str]) -> tuple[dict
         model,
         model.revision,
         **model.model_dump(
-            include={"pooling", "dimensions", "max_length", "dtype", "prompt_name", "prompt", "layers"}
+            include={
+                "pooling",
+                "dimensions",
+                "max_length",
+                "dtype",
+                "prompt_name",
+                "prompt",
+                "layers",
+                "kernels",
+            }
         ),
         threads=threads,
     )
-    encoder.batch_tokens = (
-        _BATCH_TOKENS[encoder.device] if config.batch_tokens == "auto" else config.batch_tokens
-    )
+    if config.batch_tokens != "auto":
+        encoder.batch_tokens = config.batch_tokens
     if encoder.tokenizer_json is None:
         raise ValueError(
             f"model.name={model.name} has a tokenizer in Python only; bulk jobs need a tokenizer.json"
@@ -114,7 +182,7 @@ def _resolve(config: EmbedConfig, threads: int, sample: list[str]) -> tuple[dict
     _check_room(config, encoder)
     scale = int8_scale(_calibration(encoder, sample)) if config.output.dtype == "int8" else None
     quantize(encoder.encode(["a"]), config.output.dtype, scale)  # fails now if the width does not fit
-    names = "dimension pooling max_length dtype device digest revision prompt layers normalized batch_tokens"
+    names = "dimension pooling max_length dtype device digest revision prompt layers normalized batch_tokens kernels kernels_note"
     resolved = {
         **{name: getattr(encoder, name) for name in names.split()},
         "normalize": encoder.normalized,

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from raybert.corpus.columns import Reasons, conform, plain_type, text_of_column
 from raybert.corpus.filesystems import is_local, resolve
-from raybert.corpus.shards import Scan, Shard, cut
+from raybert.corpus.shards import Scan, Shard, Size, cut
 from raybert.corpus.sources import File
 
 _BATCH_BYTES = 8 << 20
@@ -19,7 +19,7 @@ _BATCH_ROWS = 8192
 _BUFFER = 1 << 20
 
 
-def scan_parquet(file: File, *, rows_per_shard: int, max_bytes: int, text_columns: list[str]) -> Scan:
+def scan_parquet(file: File, size: Size, text_columns: list[str]) -> Scan:
     """Rows, columns and shards from the footer alone."""
     with _parquet(file) as parquet:
         footer, schema = parquet.metadata, parquet.schema_arrow
@@ -28,18 +28,18 @@ def scan_parquet(file: File, *, rows_per_shard: int, max_bytes: int, text_column
         first_rows = [0, *accumulate(rows for rows, _ in pieces)]
         extents = [_extent(group) for group in groups]
     shards = []
-    for shard in cut(pieces, rows_per_shard, max_bytes):
+    for shard in cut(pieces, size):
         first = bisect_right(first_rows, shard.start) - 1
         last = bisect_right(first_rows, shard.end - 1) - 1
         shards.append(replace(shard, begin=extents[first][0], stop=max(extents[first][0], extents[last][1])))
     return Scan(first_rows[-1], tuple(schema.names), _types(schema), tuple(shards))
 
 
-def scan_arrow(file: File, *, rows_per_shard: int, max_bytes: int, text_columns: list[str]) -> Scan:
+def scan_arrow(file: File, size: Size, text_columns: list[str]) -> Scan:
     """Rows and shards from the record batches, of which only the text columns are loaded."""
     with _arrow(file, text_columns) as (schema, batches):
         pieces = [(batch.num_rows, sum(column.nbytes for column in batch.columns)) for batch in batches]
-    shards = cut(pieces, rows_per_shard, max_bytes)
+    shards = cut(pieces, size)
     return Scan(sum(rows for rows, _ in pieces), tuple(schema.names), _types(schema), shards)
 
 

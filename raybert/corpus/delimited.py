@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from raybert.corpus.columns import Reasons, conform, is_utf8, text_of_values
-from raybert.corpus.shards import Cutter, Scan, Shard
+from raybert.corpus.shards import Cutter, Scan, Shard, Size
 from raybert.corpus.sources import File
 from raybert.corpus.streams import Cursor, Line, line_limit, lines, too_long
 
@@ -19,13 +19,13 @@ _BATCH = 1 << 14
 _GIVEN_BACK = 1 << 30
 
 
-def scan_delimited(file: File, *, rows_per_shard: int, max_bytes: int, max_chars: int | None) -> Scan:
+def scan_delimited(file: File, size: Size, max_chars: int | None) -> Scan:
     """Count records and find where shards begin, by the same parser that reads them."""
     with Cursor(file) as cursor:
         cursor.skip_bom()
         found = _records(cursor, None, file, line_limit(max_chars))
         names, begin = _header(file, found, cursor.at)
-        cutter = Cutter(rows_per_shard, max_bytes, begin)
+        cutter = Cutter(size, begin)
         ends: list[int] = []
         for _, end in found:
             ends.append(end)

@@ -7,14 +7,14 @@ import pyarrow as pa
 
 from raybert.corpus.columns import BAD_UTF8, TEXT, Reasons
 from raybert.corpus.filesystems import public_uri
-from raybert.corpus.shards import Scan, Shard, cut
+from raybert.corpus.shards import Scan, Shard, Size, cut
 from raybert.corpus.sources import File
 from raybert.corpus.streams import BOM, Cursor, line_limit
 
 
-def scan_documents(file: File, *, rows_per_shard: int, max_bytes: int) -> Scan:
+def scan_documents(file: File, size: Size) -> Scan:
     """A row for every member, by the sizes that were listed."""
-    shards = cut([(1, size) for _, size in _members(file)], rows_per_shard, max_bytes)
+    shards = cut([(1, held) for _, held in _members(file)], size)
     types = {"text": pa.string(), "path": pa.string()}
     return Scan(len(_members(file)), tuple(types), types, shards)
 

@@ -16,7 +16,7 @@ from raybert.corpus.columns import (
     is_utf8,
     text_of_values,
 )
-from raybert.corpus.shards import Cutter, Scan, Shard
+from raybert.corpus.shards import Cutter, Scan, Shard, Size
 from raybert.corpus.sources import File
 from raybert.corpus.streams import BLOCK, Cursor, Line, Splitter, line_limit, lines, newlines, too_long
 
@@ -24,12 +24,12 @@ _SAMPLED = 1000
 _SAMPLED_BYTES = 64 << 20
 
 
-def scan_lines(file: File, *, rows_per_shard: int, max_bytes: int, max_chars: int | None) -> Scan:
+def scan_lines(file: File, size: Size, max_chars: int | None) -> Scan:
     """Count the lines of a JSONL or text file and find where its shards begin, in one pass over the bytes."""
     splitter, sample, sampled = Splitter(line_limit(max_chars)), [], 0
     with Cursor(file) as cursor:
         cursor.skip_bom()
-        cutter = Cutter(rows_per_shard, max_bytes, cursor.at)
+        cutter = Cutter(size, cursor.at)
         last, sampling = b"\n", False
         while block := cursor.read(BLOCK):
             cutter.add(newlines(block) + (cursor.at - len(block) + 1))

@@ -29,6 +29,7 @@ class Finished:
     encoded_tokens: int = 0
     padded_tokens: int = 0
     seconds: float = 0.0
+    worker: str = ""
 
 
 class Refused(RuntimeError):

@@ -1,9 +1,10 @@
 """From settings to the list of shards to do: what is new, what changed, what is finished."""
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
@@ -16,6 +17,10 @@ from raybert.corpus.readers import Scan, Shard, check_columns, scan
 from raybert.corpus.sources import File, digest, discover, member_uris
 from raybert.corpus.texts import wanted_columns
 from raybert.corpus.vectors import RESERVED_COLUMNS
+
+# Bytes of text in a shard: at most _MOST, less in a small corpus, so that it has some _PIECES of them and all workers
+# end at about the same time. The first file begins with a shard of _FIRST, so that something is finished soon.
+_FIRST, _LEAST, _MOST, _PIECES = 32 << 10, 128 << 10, 64 << 20, 64
 
 Mapper = Callable[[Callable[[Any], Any], list[Any]], Iterable[Any]]
 
@@ -31,14 +36,19 @@ class Plan:
     types: dict[str, pa.DataType]
     kept: tuple[str, ...]
     carried: dict[str, str]
+    cut: dict[str, Any]  # how files become shards: `first` (uri) and `bytes` of the corpus when the job began
 
     @property
     def rows(self) -> int:
         """Rows of the whole corpus."""
         return sum(source.rows for source in self.sources)
 
-    def shards(self) -> dict[str, tuple[Source, Shard]]:
+    def shards(self) -> Mapping[str, tuple[Source, Shard]]:
         """Every shard by the name of its output, in the order of the corpus."""
+        return self._shards
+
+    @cached_property
+    def _shards(self) -> dict[str, tuple[Source, Shard]]:
         return {source.name(shard): (source, shard) for source in self.sources for shard in source.shards}
 
 
@@ -79,7 +89,10 @@ def make_plan(
     stays = [source for source in planned.values() if source.id not in void]
     dead = ledger.void() | set(void)
 
-    scans = list(mapper(_Scan(data, output.rows_per_shard), new))
+    # Kept with the job: the cut of a file may not depend on what else a driver happens to see, or two would disagree.
+    fresh = {"first": new[0].uri, "bytes": sum(file.size for file in new)} if new else {}
+    cut = fresh if job is None else job.get("cut", {})
+    scans = list(mapper(_Scan(data, output.rows_per_shard, cut), new))
     kept, types = _columns(data, job, scans)
     for file, found in zip(new, scans, strict=True):
         check_columns(file, found, wanted_columns(data, kept))
@@ -100,7 +113,7 @@ def make_plan(
     ]
     added = _first_rows(added, data.limit, sum(source.rows for source in stays))
     sources = tuple(sorted([*stays, *added], key=lambda source: source.uri))
-    return Plan(sources, files, tuple(added), void, types, tuple(kept), carried)
+    return Plan(sources, files, tuple(added), void, types, tuple(kept), carried, cut)
 
 
 @dataclass(frozen=True)
@@ -109,11 +122,15 @@ class _Scan:
 
     data: DataSettings
     rows_per_shard: int
+    cut: dict[str, Any]
 
     def __call__(self, file: File) -> Scan:
+        corpus = max(self.cut.get("bytes", _MOST * _PIECES), file.size)
         return scan(
             file,
             rows_per_shard=self.rows_per_shard,
+            max_bytes=min(_MOST, max(_LEAST, corpus // _PIECES)),
+            first_bytes=_FIRST if self.cut.get("first") == file.uri else None,
             # what is kept counts for the size of a shard as well
             text_columns=wanted_columns(self.data, [] if self.data.columns == ["*"] else self.data.columns),
             max_chars=self.data.max_chars,

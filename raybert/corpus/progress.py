@@ -21,18 +21,16 @@ class Progress:
         self.encoded_tokens = self.padded_tokens = self.shards = 0
         self.first_result = self.last_result = 0.0
         self.busy_seconds = 0.0
-        self._workers = 1
-        self._warm = (0.0, 0)  # when every worker had finished a shard, and the tokens by then
-        self._results = 0
+        self._workers: set[str] = set()
+        self._warm = (0.0, 0)  # when the last worker brought its first shard, and the tokens by then
         self.began = time.monotonic()
         self._before = 0
         self.reasons: Counter[str] = Counter()
         self._out = out or sys.stderr
         self._shown = 0.0
 
-    def start(self, commits: Iterable[Commit], workers: int, line: str) -> None:
-        """What earlier runs finished, and how many work in this one, with a line that says so."""
-        self._workers = workers
+    def start(self, commits: Iterable[Commit], line: str) -> None:
+        """What earlier runs finished, and a line that says what this one does."""
         for commit in commits:
             self._before += commit.rows
             self.rejected += commit.rejected
@@ -55,8 +53,8 @@ class Progress:
             self.reasons.update(shard.counts["reasons"])
             self.encoded_tokens += shard.encoded_tokens
             self.padded_tokens += shard.padded_tokens
-        self._results += 1
-        if self._results == self._workers:
+        if shard.worker not in self._workers:
+            self._workers.add(shard.worker)
             self._warm = now, self.encoded_tokens
         last = self.rows >= self.total
         tty = self._out.isatty()
@@ -79,7 +77,7 @@ class Progress:
 
     @property
     def steady_tokens_per_second(self) -> float:
-        """Speed once as many shards had come back as there are workers: what start-up does not touch."""
+        """Speed once every worker had brought back a shard: what start-up does not touch."""
         since, tokens = self._warm
         return (
             (self.encoded_tokens - tokens) / (self.last_result - since)

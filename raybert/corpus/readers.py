@@ -9,7 +9,7 @@ from raybert.corpus.columnar import read_columnar, scan_arrow, scan_parquet
 from raybert.corpus.delimited import read_delimited, scan_delimited
 from raybert.corpus.documents import read_documents, scan_documents
 from raybert.corpus.lines import read_jsonl, read_text, scan_lines
-from raybert.corpus.shards import Scan, Shard
+from raybert.corpus.shards import Scan, Shard, Size
 from raybert.corpus.sources import File, compression_of
 from raybert.corpus.streams import naming
 
@@ -26,33 +26,29 @@ def scan(
     *,
     rows_per_shard: int,
     max_bytes: int = 64 << 20,
+    first_bytes: int | None = None,
     text_columns: list[str],
     max_chars: int | None = None,
 ) -> Scan:
     """Count the rows of a file and cut it into shards; follows from the content and these settings alone.
 
     Reads the footer of a Parquet file, and streams once through others. `max_bytes` bounds the text of a shard (of a
-    line format: its lines), as far as whole rows allow.
+    line format: its lines), as far as whole rows allow; see `Size` for `first_bytes`.
 
     Raises:
         ValueError: the content is broken as a whole, e.g. a .gz that breaks off or a Parquet file without footer.
     """
+    size = Size(rows_per_shard, max_bytes, first_bytes)
     with naming(file):
         if file.format == "parquet":
-            return scan_parquet(
-                file, rows_per_shard=rows_per_shard, max_bytes=max_bytes, text_columns=text_columns
-            )
+            return scan_parquet(file, size, text_columns)
         if file.format == "arrow":
-            return scan_arrow(
-                file, rows_per_shard=rows_per_shard, max_bytes=max_bytes, text_columns=text_columns
-            )
+            return scan_arrow(file, size, text_columns)
         if file.format == "documents":
-            return scan_documents(file, rows_per_shard=rows_per_shard, max_bytes=max_bytes)
+            return scan_documents(file, size)
         if file.format in ("csv", "tsv"):
-            return scan_delimited(
-                file, rows_per_shard=rows_per_shard, max_bytes=max_bytes, max_chars=max_chars
-            )
-        return scan_lines(file, rows_per_shard=rows_per_shard, max_bytes=max_bytes, max_chars=max_chars)
+            return scan_delimited(file, size, max_chars)
+        return scan_lines(file, size, max_chars)
 
 
 def spans(file: File, shards: Sequence[Shard], pending: Iterable[Shard]) -> list[list[Shard]]:

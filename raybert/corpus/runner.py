@@ -25,6 +25,7 @@ import ray.data
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
+from raybert.corpus.attempts import Attempts
 from raybert.corpus.ledger import Ledger, Replaced, Source
 from raybert.corpus.outcome import Finished, Outcome, Refused
 from raybert.corpus.readers import Shard, read, spans
@@ -149,6 +150,8 @@ class _ReadSpan:
     def __call__(self) -> Iterable[pa.Table]:
         # tokenizers would start a thread a core in every one of these processes
         os.environ.setdefault("RAYON_NUM_THREADS", "1")
+        # reading runs far ahead: while encoders load or work, it takes what they leave
+        os.setpriority(os.PRIO_PROCESS, 0, 19)
         work = _fetch(self.work)
         tables: Iterator[pa.Table] | None = None
         for i, shard in enumerate(self.span):
@@ -204,6 +207,7 @@ class EncodeAndCommit:
         name, error = batch["shard"][0].as_py(), batch["error"][0].as_py()
         finished = self._finish(name, batch["table"][0].as_buffer(), error)
         finished["seconds"] = time.monotonic() - started
+        finished["worker"] = ray.get_runtime_context().get_actor_id()
         return pa.table({"finished": [json.dumps(finished)]})
 
     def _finish(self, name: str, packed: pa.Buffer | None, error: str | None) -> dict[str, Any]:
@@ -249,27 +253,12 @@ class EncodeAndCommit:
         }
 
 
-class _Attempts:
-    """How often a piece of work was begun and not ended: what kills its process is known by that."""
-
-    def __init__(self) -> None:
-        self._begun: dict[str, int] = {}
-
-    def begin(self, key: str) -> int:
-        self._begun[key] = self._begun.get(key, 0) + 1
-        return self._begun[key]
-
-    def end(self, key: str) -> None:
-        """All is forgiven: what ended once does not kill."""
-        self._begun.pop(key, None)
-
-
 def _attempts_here() -> Any:
     """The counter lives on the driver's node: it must outlast every worker node."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(_Attempts).options(num_cpus=0, scheduling_strategy=here).remote()
+    return ray.remote(Attempts).options(num_cpus=0, scheduling_strategy=here).remote()
 
 
 @contextlib.contextmanager

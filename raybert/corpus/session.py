@@ -40,6 +40,17 @@ class Pool:
         return replace(self, low=min(self.low, count), high=min(self.high, count))
 
 
+def threads_of(workers: WorkersSettings) -> int:
+    """CPUs of one encoder. Processes of one thread each beat one of many: nothing waits for its slowest thread."""
+    return 1 if workers.cpus == "auto" else workers.cpus
+
+
+def brings_own_ray() -> bool:
+    """Whether `ray_session` will start a private Ray here."""
+    ray = sys.modules.get("ray")
+    return not os.environ.get("RAY_ADDRESS") and not (ray and ray.is_initialized())
+
+
 def cores() -> int:
     """CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -146,8 +157,7 @@ def worker_pool(workers: WorkersSettings) -> Pool:
     cpus_here, gpus_here = int(total.get("CPU", 0)), total.get("GPU", 0.0)
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     gpus = (1.0 if gpus_here else 0.0) if workers.gpus == "auto" else workers.gpus
-    # On CPUs, processes of one thread each beat one of many: nothing waits for its slowest thread.
-    cpus = 1 if workers.cpus == "auto" else workers.cpus
+    cpus = threads_of(workers)
     # a process lies on one node; reading needs a CPU anywhere
     fits = sum(int(node.get("CPU", 0)) // cpus for node in nodes)
     if fits * cpus > cpus_here - 1:
@@ -163,6 +173,13 @@ def worker_pool(workers: WorkersSettings) -> Pool:
             f"the cluster has {cpus_here} CPUs and {gpus_here:g} GPUs on {len(nodes)} node(s); lower workers.count or workers.cpus"
         )
     return Pool(low, min(high, max(low, fits)), cpus, gpus)
+
+
+def warm_up() -> None:
+    """Let Ray Data start its helper processes and import what it needs, while there is nothing else to do."""
+    import ray.data
+
+    ray.data.range(1).materialize()
 
 
 def cluster_map(function: Callable[[Any], Any], items: list[Any]) -> list[Any]:

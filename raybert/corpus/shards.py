@@ -31,18 +31,36 @@ class Scan:
     shards: tuple[Shard, ...]
 
 
-def cut(pieces: Iterable[tuple[int, int]], rows_per_shard: int, max_bytes: int) -> tuple[Shard, ...]:
-    """Cut consecutive pieces of (rows, bytes) into shards of at most `rows_per_shard` rows and about `max_bytes`.
+@dataclass(frozen=True)
+class Size:
+    """How large the shards of a file may be: rows, and bytes of text.
+
+    With `first_bytes` the first shard has at most that, and each next one may have twice as much, up to `bytes`.
+    """
+
+    rows: int
+    bytes: int
+    first_bytes: int | None = None
+
+    def of(self, number: int) -> int:
+        """Bytes that shard `number` (from 0) may have."""
+        if self.first_bytes is None:
+            return self.bytes
+        return min(self.bytes, self.first_bytes << min(number, 40))
+
+
+def cut(pieces: Iterable[tuple[int, int]], size: Size) -> tuple[Shard, ...]:
+    """Cut consecutive pieces of (rows, bytes) into shards.
 
     The bytes of a piece count as spread evenly over its rows. A shard holds at least one row.
     """
     shards: list[Shard] = []
     start = row = used = 0
-    for rows, size in pieces:
-        each = -(-size // rows) if rows else 0
+    for rows, held in pieces:
+        each = -(-held // rows) if rows else 0
         while rows:
-            fits = rows if not each else max(0, max_bytes - used) // each
-            take = min(rows, rows_per_shard - (row - start), fits)
+            fits = rows if not each else max(0, size.of(len(shards)) - used) // each
+            take = min(rows, size.rows - (row - start), fits)
             if take == 0 and row > start:
                 shards.append(Shard(start, row))
                 start, used = row, 0
@@ -55,8 +73,8 @@ def cut(pieces: Iterable[tuple[int, int]], rows_per_shard: int, max_bytes: int) 
 class Cutter:
     """Shards of a line format, from the byte offsets at which its records end, as they are found."""
 
-    def __init__(self, rows_per_shard: int, max_bytes: int, begin: int) -> None:
-        self._rows_per_shard, self._max_bytes = rows_per_shard, max_bytes
+    def __init__(self, size: Size, begin: int) -> None:
+        self._size = size
         self._shards: list[Shard] = []
         self._begin = self._last_end = begin
         self._start = self.rows = 0
@@ -65,8 +83,9 @@ class Cutter:
         """`ends`: ascending int64 offsets, each one past the last byte of the next record."""
         i = 0
         while i < len(ends):
-            fits = int(np.searchsorted(ends, self._begin + self._max_bytes, side="right"))
-            to = min(i + self._rows_per_shard - (self.rows - self._start), fits, len(ends))
+            most = self._begin + self._size.of(len(self._shards))
+            fits = int(np.searchsorted(ends, most, side="right"))
+            to = min(i + self._size.rows - (self.rows - self._start), fits, len(ends))
             if to <= i and self.rows > self._start:
                 self._close()
                 continue

@@ -11,6 +11,9 @@ from pyarrow import fs as pafs
 from raybert.corpus.filesystems import is_local, resolve
 
 _TMP = "_raybert/tmp"
+_TOGETHER = (
+    32  # small files that one thread reads in one go: handing them out singly takes longer than reading
+)
 # A put to these becomes visible when it is complete; everything else needs a rename.
 _OBJECT_STORES = ("s3", "gcs", "abfs", "gs", "az", "memory", "hf")
 
@@ -35,8 +38,11 @@ class Store:
 
     def read_many(self, names: list[str]) -> list[bytes]:
         """Whole files, in the order of `names`; object stores answer slowly, so many at a time."""
-        with ThreadPoolExecutor(16) as pool:
-            return list(pool.map(self.read, names))
+        groups = [names[i : i + _TOGETHER] for i in range(0, len(names), _TOGETHER)]
+        with ThreadPoolExecutor(16 if self.local else 64) as pool:
+            return [
+                data for group in pool.map(lambda some: [*map(self.read, some)], groups) for data in group
+            ]
 
     def exists(self, name: str) -> bool:
         """Whether `name` is there."""

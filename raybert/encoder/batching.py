@@ -3,33 +3,43 @@
 import numpy as np
 
 
-def plan_batches(lengths: np.ndarray, batch_tokens: int) -> list[np.ndarray]:
+def plan_batches(lengths: np.ndarray, batch_tokens: int, *, padded: bool = False) -> list[np.ndarray]:
     """Row numbers of every batch, int64 arrays, the longest texts first.
 
-    Rows are sorted by length, so a batch has little padding, and a batch that does not fit in memory fails first
-    and not an hour later. In each batch rows x longest <= batch_tokens; a row longer than that goes alone.
-    Equal lengths keep their input order, so the plan depends on nothing but its two arguments.
+    Rows are sorted by length, so that neighbours are of one length or nearly so, and a batch that does not fit in
+    memory fails first and not an hour later. The tokens of a batch are at most batch_tokens; with `padded`, rows x
+    longest are. A row longer than that goes alone. Equal lengths keep their input order, so the plan depends on
+    nothing but its arguments.
     """
     if batch_tokens < 1:
         raise ValueError(f"batch_tokens is {batch_tokens}; it must be at least 1")
-    order = np.argsort(-np.asarray(lengths, np.int64), kind="stable")
+    lengths = np.asarray(lengths, np.int64)
+    order = np.argsort(-lengths, kind="stable")
+    ends = np.cumsum(lengths[order])
     batches, start = [], 0
     while start < len(order):
-        longest = max(int(lengths[order[start]]), 1)
-        rows = max(batch_tokens // longest, 1)
-        batches.append(order[start : start + rows])
-        start += rows
+        if padded:
+            rows = batch_tokens // max(int(lengths[order[start]]), 1)
+        else:
+            before = ends[start - 1] if start else 0
+            rows = int(np.searchsorted(ends, before + batch_tokens, side="right")) - start
+        batches.append(order[start : start + max(rows, 1)])
+        start += max(rows, 1)
     return batches
 
 
-def pad(
-    values: np.ndarray, offsets: np.ndarray, rows: np.ndarray, pad_id: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The ids of some rows as a rectangle: (ids int64 [b, t] padded on the right, mask bool [b, t])."""
+def computed_tokens(lengths: np.ndarray, batch_tokens: int, *, padded: bool = False) -> int:
+    """Tokens that go through the model: the texts' own, with `padded` those of padding too."""
+    if not padded:
+        return int(np.sum(lengths))
+    batches = plan_batches(lengths, batch_tokens, padded=True)
+    return sum(len(rows) * int(lengths[rows].max()) for rows in batches)
+
+
+def pack(values: np.ndarray, offsets: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """The ids of some rows one after the other: int64 [tokens]."""
     starts = offsets[rows]
     lengths = offsets[rows + 1] - starts
-    columns = np.arange(max(int(lengths.max(initial=0)), 1))  # a model needs one column even for no token
-    mask = columns < lengths[:, None]
-    ids = np.full(mask.shape, pad_id, np.int64)
-    ids[mask] = values[(starts[:, None] + columns)[mask]]
-    return ids, mask
+    ends = np.cumsum(lengths)
+    total = int(ends[-1]) if len(ends) else 0
+    return values[np.arange(total) + np.repeat(starts - (ends - lengths), lengths)].astype(np.int64)

@@ -2,7 +2,9 @@
 
 import inspect
 import warnings
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -12,10 +14,17 @@ import torch
 from torch import Tensor
 
 from raybert.encoder import loading, pooling, saving
-from raybert.encoder.batching import pad, plan_batches
+from raybert.encoder.attention import Rows
+from raybert.encoder.batching import computed_tokens, pack, plan_batches
 from raybert.encoder.folders import Folder, read_folder, resolve
 from raybert.encoder.head import build_head
+from raybert.encoder.layers import PackedModel
+from raybert.encoder.modern import ModernModel
+from raybert.encoder.padded import PaddedModel
 from raybert.encoder.tokenizing import SlowTokenizer, TextTokenizer, Tokenized
+
+# A CPU works fastest on what its caches hold, a GPU on what fills it.
+_BATCH_TOKENS = {"cpu": 1024, "cuda": 32768}
 
 
 class Encoder:
@@ -27,7 +36,8 @@ class Encoder:
     Made by `load`. Attributes, to be read only: `name` (as given), `revision` (commit of a hub model, else None),
     `dimension` (of the vectors), `max_length` (tokens, special ones included), `pooling`, `normalized`, `layers`,
     `dtype` ("float32", "bfloat16", "float16": of computing), `device`, `prompts` (name -> text), `prompt` (prepended
-    by default), `batch_tokens` (tokens in one forward pass), `tokenizer_json` (None where the tokenizer is Python).
+    by default), `batch_tokens` (tokens in one forward pass), `kernels` (see `load`),
+    `kernels_note` (why not faster ones, "" if they are), `tokenizer_json` (None where the tokenizer is Python).
     """
 
     @classmethod
@@ -46,15 +56,19 @@ class Encoder:
         prompt: str | None = None,
         layers: str = "last",
         trust_remote_code: bool = False,
-        batch_tokens: int = 4096,
+        batch_tokens: int | None = None,
         threads: int | None = None,
+        kernels: str = "auto",
     ) -> Self:
         """Load a Hugging Face or sentence-transformers folder, or a name on the hub.
 
         "auto" takes what the folder says. A plain Hugging Face folder says neither pooling (then mean, with a
         warning) nor normalising (then not). `dimensions` cuts vectors to their first numbers and normalises them
-        again if they were. `threads` sets torch's threads for the whole process. Raises ValueError naming the
-        setting for anything that cannot be done.
+        again if they were. `batch_tokens` None takes what suits the device, `threads` sets torch's threads for the
+        whole process. `kernels` is by what the layers are computed: "native" (bfloat16 on a CPU, needs a C compiler),
+        "onednn" (CPU) or "torch" on packed rows, for BERT and its kin and ModernBERT; "transformers" on padded ones
+        for every other model; "auto" takes the first that works. "compiled" (GPU) lets torch's compiler make one
+        program for full batches, in a minute. Raises ValueError naming the setting for anything that cannot be done.
         """
         if threads is not None:
             torch.set_num_threads(threads)
@@ -65,19 +79,22 @@ class Encoder:
         self.name = str(name_or_path)
         self.device = loading.pick_device(device)
         self.dtype = loading.pick_dtype(dtype, self.device)
-        self.layers, self.batch_tokens = layers, batch_tokens
+        self.layers = layers
         self.pooling = _pick_pooling(pooling, folder, self.name)
         self.normalized = folder.normalized if normalize == "auto" else _boolean(normalize)
         self._head = build_head(folder.head).to(self.device)
         self._tokenizer = loading.load_tokenizer(
             folder.transformer, do_lower_case=folder.do_lower_case, trust_remote_code=trust_remote_code
         )
-        self._model = loading.load_model(
+        model = loading.load_model(
             folder.transformer, self.dtype, self.device, trust_remote_code=trust_remote_code
         )
-        self.max_length = loading.pick_max_length(
-            max_length, self._model, self._tokenizer, folder.max_seq_length
-        )
+        self._hidden_size = model.config.hidden_size
+        self.max_length = loading.pick_max_length(max_length, model, self._tokenizer, folder.max_seq_length)
+        self.batch_tokens = batch_tokens or _BATCH_TOKENS[self.device.partition(":")[0]]
+        self._model = _pick_kernels(kernels, model, self._tokenizer, self.batch_tokens)
+        self.kernels: str = self._model.kernels
+        self.kernels_note: str = self._model.note
         self._set_up(prompt_name, prompt, dimensions)
         return self
 
@@ -85,13 +102,6 @@ class Encoder:
         """What follows from the model: its inputs, the tokenizers, the prompt, the width."""
         self.tokenizer_json: str | None = (
             self._tokenizer.backend_tokenizer.to_str() if self._tokenizer.is_fast else None
-        )
-        accepted = inspect.signature(self._model.forward).parameters
-        self._token_types = (
-            "token_type_ids" in accepted and getattr(self._model.config, "type_vocab_size", 0) > 0
-        )
-        self._pad_id = next(
-            (i for i in (self._tokenizer.pad_token_id, self._model.config.pad_token_id) if i is not None), 0
         )
         self._tokenizers: dict[str, TextTokenizer | SlowTokenizer] = {}
         self.prompts = dict(self._folder.prompts)
@@ -175,13 +185,20 @@ class Encoder:
         dimensions = self._dimensions if dimensions is None else dimensions
         if dimensions is not None and not 1 <= dimensions <= self.width:
             raise ValueError(f"dimensions is {dimensions}; this model's vectors have 1 to {self.width}")
+        normalize = self.normalized if normalize is None else normalize
+
+        def run(rows: np.ndarray) -> Tensor:
+            vectors = pooling.truncate(self._sentences(tokenized, rows), dimensions)
+            return pooling.normalize(vectors) if normalize else vectors
+
         out = np.empty((len(tokenized), dimensions or self.width), np.float32)
-        for rows, vectors in self._batches(tokenized, batch_tokens, self._sentences):
-            vectors = pooling.truncate(vectors, dimensions)
-            if self.normalized if normalize is None else normalize:
-                vectors = pooling.normalize(vectors)
-            out[rows] = vectors.cpu().numpy()
+        for rows, vectors in self._batches(tokenized, batch_tokens, run):
+            out[rows] = vectors
         return out
+
+    def computed_tokens(self, lengths: np.ndarray) -> int:
+        """Tokens that go through the model for texts of these lengths: their own, and padding where there is any."""
+        return computed_tokens(lengths, self.batch_tokens, padded=self.kernels == "transformers")
 
     def save(self, folder: str | Path) -> None:
         """Write a folder that sentence-transformers loads to the same vectors; ValueError where it has no way to."""
@@ -193,7 +210,7 @@ class Encoder:
             normalized=self.normalized,
             width=self.width,
             dimensions=self._dimensions,
-            hidden=self._model.config.hidden_size,
+            hidden=self._hidden_size,
             max_length=self.max_length,
             prompts=self.prompts,
             prompt=self.prompt,
@@ -212,51 +229,112 @@ class Encoder:
     def _encode_tokens(self, tokenized: Tokenized, batch_tokens: int | None) -> list[np.ndarray]:
         found: list[np.ndarray] = [np.empty(0)] * len(tokenized)
         lengths = tokenized.lengths
-        for rows, hidden in self._batches(tokenized, batch_tokens, lambda *batch: self._hidden(*batch)[0]):
-            for row, vectors in zip(rows, hidden.float().cpu().numpy(), strict=True):
-                found[row] = vectors[: lengths[row]].copy()  # a view would keep the whole batch alive
+
+        def run(rows: np.ndarray) -> Tensor:
+            return self._hidden(tokenized, rows)[0].float()
+
+        for rows, hidden in self._batches(tokenized, batch_tokens, run):
+            for row, vectors in zip(rows, np.split(hidden, np.cumsum(lengths[rows])[:-1]), strict=True):
+                found[row] = vectors.copy()  # a view would keep the whole batch alive
         return found
 
     def _batches(
-        self, tokenized: Tokenized, batch_tokens: int | None, run: Any
-    ) -> Iterator[tuple[np.ndarray, Tensor]]:
-        """(rows, result) of every batch. One batch stays in flight, so that a GPU works while the last is copied."""
+        self, tokenized: Tokenized, batch_tokens: int | None, run: Callable[[np.ndarray], Tensor]
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(rows, result) of every batch. A GPU has the next batch to work on while a result is fetched."""
         if len(tokenized) and int(tokenized.lengths.max()) > self.max_length:
             raise ValueError(
                 f"a text of {int(tokenized.lengths.max())} tokens exceeds max_length {self.max_length}"
             )
-        waiting = None
-        for rows in plan_batches(tokenized.lengths, batch_tokens or self.batch_tokens):
-            result = run(tokenized, rows)
-            if waiting:
-                yield waiting
-            waiting = rows, result
-        if waiting:
-            yield waiting
+        budget, padded = batch_tokens or self.batch_tokens, self.kernels == "transformers"
+        batches = plan_batches(tokenized.lengths, budget, padded=padded)
+        if self.device == "cpu" and len(batches) > 1 and torch.get_num_threads() > 1:
+            yield from _a_batch_a_thread(batches, run)
+            return
+        waiting: deque[tuple[np.ndarray, Callable[[], np.ndarray]]] = deque()
+        for rows in batches:
+            waiting.append((rows, _fetch(run(rows))))
+            if len(waiting) > 1:
+                rows, fetch = waiting.popleft()
+                yield rows, fetch()
+        for rows, fetch in waiting:
+            yield rows, fetch()
 
     @torch.inference_mode()
     def _sentences(self, tokenized: Tokenized, rows: np.ndarray) -> Tensor:
         """float32 [b, width]: after pooling and head, before truncation and the last normalising."""
-        hidden, mask = self._hidden(tokenized, rows)
+        hidden, placed = self._hidden(tokenized, rows)
         skip = 0
         if not self._folder.include_prompt:
             skip = (
                 self.tokenizer().prompt_tokens if tokenized.prompt_tokens is None else tokenized.prompt_tokens
             )
-        return self._head(pooling.pool(hidden, mask, self.pooling, skip=skip))
+        lengths = torch.from_numpy(placed.lengths.astype(np.int64)).to(self.device, non_blocking=True)
+        return self._head(pooling.pool(hidden, lengths, self.pooling, skip=skip))
 
     @torch.inference_mode()
-    def _hidden(self, tokenized: Tokenized, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Token vectors [b, t, hidden] of the chosen layers and the mask [b, t]."""
-        ids, mask = pad(tokenized.values, tokenized.offsets, rows, self._pad_id)
-        ids, mask = torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device)
-        inputs = {"input_ids": ids, "attention_mask": mask.long()}
-        if self._token_types:
-            inputs["token_type_ids"] = torch.zeros_like(ids)
+    def _hidden(self, tokenized: Tokenized, rows: np.ndarray) -> tuple[Tensor, Rows]:
+        """Token vectors [tokens, hidden] of the chosen layers, text after text, and where each text lies."""
+        ids = torch.from_numpy(pack(tokenized.values, tokenized.offsets, rows))
+        if self.device != "cpu":
+            ids = ids.pin_memory().to(self.device, non_blocking=True)
+        placed = Rows(tokenized.lengths[rows], self.device)
         if self.layers == "last":
-            return self._model(**inputs, return_dict=True).last_hidden_state, mask
-        states = self._model(**inputs, return_dict=True, output_hidden_states=True).hidden_states
-        return pooling.combine_layers(states, self.layers), mask
+            return self._model(ids, placed), placed
+        return pooling.combine_layers(self._model(ids, placed, states=True), self.layers), placed
+
+
+def _a_batch_a_thread(
+    batches: Sequence[np.ndarray], run: Callable[[np.ndarray], Tensor]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(rows, result) of every batch, each computed by one of torch's threads: they need not wait for one another, as
+    they would after every operation that they shared."""
+    threads = torch.get_num_threads()
+    waiting: deque[tuple[np.ndarray, Future[Tensor]]] = deque()
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            for rows in batches:
+                waiting.append((rows, pool.submit(run, rows)))
+                if len(waiting) > 2 * threads:
+                    rows, result = waiting.popleft()
+                    yield rows, result.result().numpy()
+            for rows, result in waiting:
+                yield rows, result.result().numpy()
+    finally:
+        torch.set_num_threads(threads)  # for this thread nothing changed, but for those to come it did
+
+
+def _fetch(result: Tensor) -> Callable[[], np.ndarray]:
+    """Start the copy of a result to the host; what is returned waits for that copy alone and not for later work."""
+    if not result.is_cuda:
+        return result.numpy
+    host = torch.empty(result.shape, dtype=result.dtype, pin_memory=True)
+    host.copy_(result, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record()
+
+    def wait() -> np.ndarray:
+        copied.synchronize()
+        return host.numpy()
+
+    return wait
+
+
+def _pick_kernels(asked: str, model: Any, tokenizer: Any, batch_tokens: int) -> torch.nn.Module:
+    if asked not in ("auto", "native", "onednn", "torch", "compiled", "transformers"):
+        raise ValueError(f"kernels is {asked!r}; use auto, native, onednn, torch, compiled or transformers")
+    if asked != "transformers":
+        made = PackedModel.of(model, asked, batch_tokens) or ModernModel.of(model, asked)
+        if made is not None:
+            return made
+        if asked != "auto":
+            raise ValueError(
+                f"kernels {asked!r} are not there for this model ({model.config.model_type}) on this machine"
+            )
+    accepted = inspect.signature(model.forward).parameters
+    token_types = "token_type_ids" in accepted and getattr(model.config, "type_vocab_size", 0) > 0
+    pad_id = next((i for i in (tokenizer.pad_token_id, model.config.pad_token_id) if i is not None), 0)
+    return PaddedModel(model, pad_id, token_types=token_types)
 
 
 def _pick_pooling(asked: str, folder: Folder, name: str) -> str:

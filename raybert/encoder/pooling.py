@@ -18,33 +18,46 @@ def parse_pooling(mode: str) -> list[str]:
     return modes
 
 
-def pool(hidden: Tensor, mask: Tensor, mode: str, *, skip: int = 0) -> Tensor:
-    """One float32 vector a text [b, d]: from token vectors [b, t, d] and their mask [b, t], padded on either side.
+def pool(hidden: Tensor, lengths: Tensor, mode: str, *, skip: int = 0) -> Tensor:
+    """One float32 vector a text [b, d]: from token vectors [tokens, d], text after text, and their lengths [b].
 
     `mode` is "cls" (first token), "last" (last token), "mean", "max", "mean_sqrt_len_tokens" (sum over the root of
     the number of tokens), "weightedmean" (token i weighs i + 1), or several joined by "+". `skip` leaves the first
     so many tokens out (a prompt that must not count). A text with no token left gets zeros.
     """
+    modes = parse_pooling(mode)
     hidden = hidden.float()
-    mask = mask.bool()
-    position = mask.cumsum(1)  # 1 for a text's first token
-    mask = mask & (position > skip)
-    return torch.cat([_pool_one(hidden, mask, position, one) for one in parse_pooling(mode)], dim=-1)
+    position = None
+    if skip or "weightedmean" in modes:
+        starts = lengths.cumsum(0) - lengths
+        position = torch.arange(len(hidden), device=hidden.device) - starts.repeat_interleave(
+            lengths, output_size=len(hidden)
+        )
+    if skip:
+        kept = position >= skip
+        hidden, position = hidden[kept], position[kept]
+        lengths = (lengths - skip).clamp(min=0)
+    if not len(hidden):
+        return hidden.new_zeros(len(lengths), hidden.shape[1] * len(modes))
+    return torch.cat([_pool_one(hidden, lengths, position, one) for one in modes], dim=-1)
 
 
-def _pool_one(hidden: Tensor, mask: Tensor, position: Tensor, mode: str) -> Tensor:
+def _pool_one(hidden: Tensor, lengths: Tensor, position: Tensor | None, mode: str) -> Tensor:
     if mode in ("cls", "last"):
-        # argmax finds the first True; on the flipped mask, the last
-        at = mask.int().argmax(1) if mode == "cls" else mask.shape[1] - 1 - mask.int().flip(1).argmax(1)
-        rows = torch.arange(len(hidden), device=hidden.device)
-        return hidden[rows, at] * mask[rows, at, None]
+        ends = lengths.cumsum(0)
+        at = ends - lengths if mode == "cls" else ends - 1
+        # one row more than there are tokens, for texts without one
+        return torch.cat([hidden, hidden.new_zeros(1, hidden.shape[1])])[at.where(lengths > 0, len(hidden))]
     if mode == "max":
-        highest = hidden.masked_fill(~mask[..., None], float("-inf")).amax(1)
-        return highest.masked_fill(~mask.any(1, keepdim=True), 0.0)
-    weight = (mask * position if mode == "weightedmean" else mask).float()
-    # masked, not multiplied by 0: what a model leaves at padding may be infinite
-    total = (hidden * weight[..., None]).masked_fill(~mask[..., None], 0.0).sum(1)
-    count = weight.sum(1, keepdim=True).clamp(min=1e-9)
+        highest = torch.segment_reduce(hidden, "max", lengths=lengths, axis=0)
+        return highest.masked_fill((lengths == 0)[:, None], 0.0)
+    count = lengths.float()
+    if mode == "weightedmean":
+        weight = (position + 1).float()
+        hidden = hidden * weight[:, None]
+        count = torch.segment_reduce(weight, "sum", lengths=lengths, axis=0)
+    total = torch.segment_reduce(hidden, "sum", lengths=lengths, axis=0)
+    count = count.clamp(min=1e-9)[:, None]
     return total / (count.sqrt() if mode == "mean_sqrt_len_tokens" else count)
 
 
@@ -69,7 +82,7 @@ def parse_layers(layers: str) -> tuple[str, list[int]]:
 
 
 def combine_layers(hidden_states: Sequence[Tensor], layers: str) -> Tensor:
-    """Token vectors [b, t, d] of the chosen hidden states; "concat" of k makes them [b, t, k * d]."""
+    """Token vectors [..., d] of the chosen hidden states; "concat" of k makes them [..., k * d]."""
     operation, indices = parse_layers(layers)
     depth = len(hidden_states)
     for i in indices:

@@ -1,7 +1,9 @@
 """Texts to token ids, exactly as the model's own tokenizer makes them; needs neither torch nor transformers."""
 
 import json
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -11,12 +13,27 @@ from tokenizers import Tokenizer
 
 # texts handed to the tokenizer at once: enough to keep its threads busy, few enough to bound the memory
 # held by its Encoding objects
-TEXTS_PER_CALL = 1000
+TEXTS_PER_CALL = 500
 
-# Long texts are cut before tokenization (see TextTokenizer._prefix): first guess of characters per token
-_CHARS_PER_TOKEN = 8
-# pre-tokenizers that never let a token span the space between two words
-_WORD_SPLITTERS = frozenset({"BertPreTokenizer", "Whitespace", "WhitespaceSplit", "ByteLevel", "Metaspace"})
+# Long texts are cut before tokenization (see TextTokenizer._cut): first guess of characters per token
+_CHARS_PER_TOKEN = 6
+# Letters and digits that every normalizer below maps to letters and digits, in scripts that write spaces
+_LETTER = (
+    "[0-9A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u0388-\u03f5\u0400-\u0481\u048a-\u052f"
+    "\u05d0-\u05ea\u0620-\u064a\u0904-\u0939\uac00-\ud7a3]"
+)
+_BETWEEN_WORDS = f"(?<={_LETTER}) (?={_LETTER})"
+_BETWEEN_IDEOGRAPHS = "(?<=[\u4e00-\u9fff])(?=[\u4e00-\u9fff])"
+# Parts of a tokenizer for which the first of two words is tokenized the same without the second. A part with
+# a regular expression of its own is not among them: it may look across any space.
+_WORD_SPLITTERS = {"BertPreTokenizer", "Whitespace", "WhitespaceSplit", "ByteLevel", "Metaspace"}
+_PRE_TOKENIZERS = _WORD_SPLITTERS | {"Digits", "Punctuation"}
+_NORMALIZERS = {"BertNormalizer", "Lowercase", "Nmt", "NFC", "NFD", "NFKC", "NFKD", "Precompiled", "Prepend"}
+_NORMALIZERS |= {"Strip", "StripAccents"}
+_REPLACED = (
+    {"Regex": " {2,}"},
+    {"Regex": "\\s+"},
+)  # what Replace may have as its pattern besides punctuation
 
 
 @dataclass(frozen=True)
@@ -82,14 +99,14 @@ class TextTokenizer:
         self._json = tokenizer_json
         self._side = truncation_side
         self._tokenizer = _bare(tokenizer_json)
-        self._open: Tokenizer | None = None  # without truncation; made when windows are asked for
-        self._prefix_specials, self._suffix_specials = _special_counts(self._tokenizer)
-        least = self._prefix_specials + self._suffix_specials + 1
-        if max_length < least:
-            raise ValueError(f"max_length is {max_length}, but this tokenizer needs at least {least}")
-        # One token more than allowed tells "did not fit" from "just fits" without building the overflow.
-        self._tokenizer.enable_truncation(max_length + 1, direction=truncation_side)
-        self._can_cut = truncation_side == "right" and _splits_at_spaces(self._tokenizer)
+        self._open: Tokenizer | None = None  # with its post-processor; made when windows are asked for
+        self._before, self._after = _take_specials(self._tokenizer)
+        self._room = max_length - len(self._before) - len(self._after)
+        if self._room < 1:
+            raise ValueError(
+                f"max_length is {max_length}, but this tokenizer needs at least {max_length - self._room + 1}"
+            )
+        self._cuts = _safe_cuts(self._tokenizer) if truncation_side == "right" else None
         self.prompt_tokens = self._count_prompt_tokens()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -97,18 +114,23 @@ class TextTokenizer:
 
     def __call__(self, texts: Sequence[str]) -> Tokenized:
         """Tokenize n texts. A lone surrogate in a text raises what `tokenizers` raises."""
-        parts, lengths = [], [np.zeros(0, np.int64)]
-        for start in range(0, len(texts), TEXTS_PER_CALL):
-            values, sizes = self._encode(texts[start : start + TEXTS_PER_CALL])
-            parts.append(values)
-            lengths.append(sizes)
-        values = np.concatenate([np.zeros(0, np.int32), *parts])
-        sizes = np.concatenate(lengths)
-        return _drop_surplus(values, sizes, self.max_length, self._surplus_position, self.prompt_tokens)
+        calls = [texts[at : at + TEXTS_PER_CALL] for at in range(0, len(texts), TEXTS_PER_CALL)]
+        if len(calls) < 2:
+            parts = [self._encode(call) for call in calls]
+        else:
+            # two: one takes the ids out of its encodings while the other keeps the tokenizer's threads busy
+            with ThreadPoolExecutor(2) as pool:
+                parts = list(pool.map(self._encode, calls))
+        values = np.concatenate([np.zeros(0, np.int32), *(part[0] for part in parts)])
+        lengths = np.concatenate([np.zeros(0, np.int64), *(part[1] for part in parts)])
+        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.minimum(lengths, self.max_length))])
+        return Tokenized(values, offsets, lengths > self.max_length, self.prompt_tokens)
 
     def windows(self, text: str) -> TokenSpans:
         """The content tokens of `text` (no special tokens, no prompt, no truncation) as character spans."""
-        encoding = self._untruncated().encode(text, add_special_tokens=False)
+        if self._open is None:
+            self._open = _bare(self._json)
+        encoding = self._open.encode(text, add_special_tokens=False)
         spans = np.array(encoding.offsets, np.int64).reshape(-1, 2)
         words = np.array([-1 if word is None else word for word in encoding.word_ids], np.int64)
         word_start = np.ones(len(words), bool)
@@ -118,62 +140,48 @@ class TextTokenizer:
 
     def count(self, text: str) -> int:
         """Number of content tokens of `text`: no special tokens, no prompt, no truncation."""
-        return len(self._untruncated().encode_batch_fast([text], add_special_tokens=False)[0])
-
-    def _untruncated(self) -> Tokenizer:
-        if self._open is None:
-            self._open = _bare(self._json)
-        return self._open
+        return len(self._tokenizer.encode_batch_fast([text])[0])
 
     def _encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Ids (int32, flat) and lengths (int64) of a few texts, truncated at max_length + 1."""
-        limit = self.max_length * _CHARS_PER_TOKEN
-        whole = [self.prompt + text for text in texts] if self.prompt else list(texts)
-        given = [self._prefix(text, limit) for text in whole]
-        encodings = self._tokenizer.encode_batch_fast(given)
-        for i, encoding in enumerate(encodings):
-            if len(given[i]) < len(whole[i]) and len(encoding) <= self.max_length:
-                encodings[i] = self._encode_cut(whole[i], limit)
-        sizes = np.fromiter((len(e) for e in encodings), np.int64, len(encodings))
-        values = np.fromiter(chain.from_iterable(e.ids for e in encodings), np.int32, int(sizes.sum()))
-        return values, sizes
+        """Ids (int32, flat, truncated) and lengths (int64, as if not truncated or just more than max_length)."""
+        whole = [self.prompt + text for text in texts] if self.prompt else texts
+        encodings = self._encodings(whole, self.max_length * _CHARS_PER_TOKEN)
+        lengths = np.fromiter(map(len, encodings), np.int64, len(encodings)) + self.max_length - self._room
+        kept = slice(self._room) if self._side == "right" else slice(-self._room, None)
+        rows = (self._before + encoding.ids[kept] + self._after for encoding in encodings)
+        total = int(np.minimum(lengths, self.max_length).sum())
+        return np.fromiter(chain.from_iterable(rows), np.int32, total), lengths
 
-    def _encode_cut(self, text: str, limit: int) -> Any:
-        """Tokenize growing beginnings of a text whose first beginning had too few tokens."""
-        while True:
-            limit *= 4
-            given = self._prefix(text, limit)
-            encoding = self._tokenizer.encode_batch_fast([given])[0]
-            if len(given) == len(text) or len(encoding) > self.max_length:
-                return encoding
+    def _encodings(self, texts: Sequence[str], limit: int) -> list[Any]:
+        """One Encoding a text, without special tokens: of the whole text or of a beginning with too many tokens.
 
-    def _prefix(self, text: str, limit: int) -> str:
-        """The beginning of a long text, enough for max_length tokens in ordinary prose.
-
-        Tokenizing a whole book to keep its first page is most of the cost on long documents. The cut lies at
-        a space between two ASCII alphanumeric characters, where no word-splitting tokenizer joins anything, so
-        the tokens before it are those of the whole text.
+        Tokenizing a whole book to keep its first page is most of the cost on long documents.
         """
-        if not self._can_cut or len(text) <= limit:
-            return text
-        for at in _spaces(text, limit):
-            if _plain(text[at - 1]) and _plain(text[at + 1 : at + 2]):
-                return text[:at]
-        return text
+        given = [text if len(text) <= limit else self._cut(text, limit) for text in texts]
+        encodings = self._tokenizer.encode_batch_fast(given)
+        again = [
+            i
+            for i, encoding in enumerate(encodings)
+            if len(encoding) <= self._room and len(given[i]) < len(texts[i])
+        ]
+        if again:
+            longer = self._encodings([texts[i] for i in again], limit * 2)
+            for i, encoding in zip(again, longer, strict=True):
+                encodings[i] = encoding
+        return encodings
 
-    def _surplus_position(self, sizes: np.ndarray, ends: np.ndarray) -> np.ndarray:
-        """Index into the flat ids of the one content token too many, for texts ending at `ends`."""
-        if self._side == "right":
-            return ends - 1 - self._suffix_specials
-        return ends - sizes + self._prefix_specials
+    def _cut(self, text: str, limit: int) -> str:
+        """A beginning of the text, of `limit` characters or some more, whose tokens are the text's first."""
+        place = self._cuts.search(text, limit) if self._cuts else None
+        return text[: place.start()] if place else text
 
     def _count_prompt_tokens(self) -> int:
         """Leading tokens that are the prompt, as sentence-transformers counts them: tokens of the prompt alone
         without the trailing special token."""
         if not self.prompt:
             return 0
-        ids = self._tokenizer.encode_batch_fast([self.prompt])[0].ids
-        return min(len(ids), self.max_length) - min(self._suffix_specials, 1)
+        tokens = len(self._before) + self.count(self.prompt) + len(self._after)
+        return min(tokens, self.max_length) - min(len(self._after), 1)
 
 
 class SlowTokenizer:
@@ -220,48 +228,54 @@ def _bare(tokenizer_json: str) -> Tokenizer:
     return tokenizer
 
 
-def _special_counts(tokenizer: Tokenizer) -> tuple[int, int]:
-    """Special tokens before and after the content of a single text."""
-    mask = tokenizer.encode("a").special_tokens_mask
-    content = [i for i, special in enumerate(mask) if not special]
-    assert content, "the letter 'a' must have a token"
-    return content[0], len(mask) - 1 - content[-1]
+def _take_specials(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """Stop the tokenizer adding special tokens; return the ids it added before and after every text.
+
+    Adding them ourselves saves the tokenizer a copy of every encoding.
+    """
+    probes = ("a", "", "a b, c")
+    full = [tokenizer.encode(probe) for probe in probes]
+    mask = full[0].special_tokens_mask
+    assert 0 in mask, "the letter 'a' must have a token"
+    first, end = mask.index(0), len(mask) - mask[::-1].index(0)
+    before, after = full[0].ids[:first], full[0].ids[end:]
+    tokenizer.post_processor = None
+    for probe, encoding in zip(probes, full, strict=True):
+        if before + tokenizer.encode(probe).ids + after != encoding.ids:
+            raise ValueError(
+                "this tokenizer's post-processor does more than adding special tokens at both ends"
+            )
+    return before, after
 
 
-def _splits_at_spaces(tokenizer: Tokenizer) -> bool:
-    """Does the pre-tokenizer keep every token on one side of a space between words?"""
-    if any(" " in token.content.strip() for token in tokenizer.get_added_tokens_decoder().values()):
-        return False
-    splitter = tokenizer.pre_tokenizer
-    if splitter is None:
-        return False
-    state = json.loads(splitter.__getstate__())  # its part of the tokenizer.json
-    kinds = {part["type"] for part in state.get("pretokenizers", [state])}
-    return bool(kinds & _WORD_SPLITTERS) and len(splitter.pre_tokenize_str("ab cd ef")) == 3
+def _safe_cuts(tokenizer: Tokenizer) -> re.Pattern[str] | None:
+    """Where a text may be cut without changing a token before; None if that cannot be told of this tokenizer."""
+    normalizers, splitters = _parts(tokenizer.normalizer), _parts(tokenizer.pre_tokenizer)
+    kinds = {part["type"] for part in splitters}
+    if not all(map(_is_local, normalizers)) or not kinds <= _PRE_TOKENIZERS or not kinds & _WORD_SPLITTERS:
+        return None
+    normalize = tokenizer.normalizer.normalize_str if normalizers else str
+    added = [token.content for token in tokenizer.get_added_tokens_decoder().values()]
+    if any(re.search(r"\S\s", text) for content in added for text in (content, normalize(content))):
+        return None
+    if len(tokenizer.pre_tokenizer.pre_tokenize_str(normalize("ab cd ef"))) != 3:
+        return None
+    if "BertPreTokenizer" in kinds and any(part.get("handle_chinese_chars") for part in normalizers):
+        return re.compile(f"{_BETWEEN_WORDS}|{_BETWEEN_IDEOGRAPHS}")
+    return re.compile(_BETWEEN_WORDS)
 
 
-def _spaces(text: str, limit: int) -> Iterator[int]:
-    """Up to 64 positions of a space at or after `limit`; a text without plain spaces there is not cut."""
-    at = limit - 1
-    for _ in range(64):
-        at = text.find(" ", at + 1)
-        if at < 0:
-            return
-        yield at
+def _parts(component: Any) -> list[dict[str, Any]]:
+    """A normalizer or pre-tokenizer as the steps of the tokenizer.json."""
+    if component is None:
+        return []
+    state = json.loads(component.__getstate__())
+    return state.get("normalizers") or state.get("pretokenizers") or [state]
 
 
-def _plain(character: str) -> bool:
-    return character.isascii() and character.isalnum()
-
-
-def _drop_surplus(
-    values: np.ndarray, sizes: np.ndarray, max_length: int, position: Any, prompt: int
-) -> Tokenized:
-    """Remove the one token too many from texts of max_length + 1 tokens and mark them truncated."""
-    truncated = sizes > max_length
-    if truncated.any():
-        ends = np.cumsum(sizes)
-        values = np.delete(values, position(sizes[truncated], ends[truncated]))
-        sizes = sizes - truncated
-    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes, dtype=np.int64)])
-    return Tokenized(values, offsets, truncated, prompt)
+def _is_local(normalizer: dict[str, Any]) -> bool:
+    """Does it leave a space between two letters, and what is before it independent of what is behind?"""
+    if normalizer["type"] != "Replace":
+        return normalizer["type"] in _NORMALIZERS
+    pattern = normalizer["pattern"]
+    return pattern in _REPLACED or not any(map(str.isalnum, pattern.get("String", "a")))

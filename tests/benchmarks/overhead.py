@@ -24,7 +24,7 @@ rows = int(sys.argv[4])
 encoder = Encoder.load(sys.argv[1], threads=int(sys.argv[3]), max_length=128, batch_tokens=1024)
 encoder.encode(texts[:rows // 8])
 tokens, started = 0, time.perf_counter()
-for at in range(0, len(texts), rows):  # the same shards as the job's
+for at in range(0, len(texts), rows):  # about the shards of the job
     part = list(dict.fromkeys(texts[at:at + rows]))
     tokenized = encoder.tokenizer()(part)
     encoder.encode_ids(tokenized)

@@ -1,5 +1,7 @@
 """What is new, what changed, what is left, by files on disk; no Ray."""
 
+from itertools import pairwise
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -149,3 +151,30 @@ def test_the_output_may_lie_beside_a_glob_but_not_in_a_folder_of_the_input(ledge
     for path in (tmp_path / "in", tmp_path / "in/**/*.parquet", tmp_path / "link"):
         with pytest.raises(ValueError, match="put it outside"):
             plan(inside, tmp_path, data__path=str(path))
+
+
+def test_the_first_file_begins_small_and_a_small_corpus_is_cut_fine(ledger, tmp_path):
+    for name in "ab":
+        texts = [f"{i:06} " + "x" * 1017 for i in range(1000)]  # 1 KiB each
+        pq.write_table(pa.table({"text": texts}), tmp_path / f"in/{name}.parquet", use_dictionary=False)
+    made = plan(ledger, tmp_path, output__rows_per_shard=4096)
+    first, other = ([s.end - s.start for s in source.shards] for source in made.sources)
+    assert first[0] < 33
+    assert all(a <= b <= 2 * a + 1 for a, b in pairwise(first[:3]))
+    assert max(first) == max(other) < 129
+    assert sum(first) == sum(other) == 1000
+    fewer = plan(ledger, tmp_path, output__rows_per_shard=20)
+    assert {s.end - s.start for source in fewer.sources for s in source.shards} == {20}
+
+
+def test_a_file_is_cut_by_the_job_whatever_else_a_driver_sees(ledger, tmp_path):
+    texts = ["x" * 1024] * 1000
+    pq.write_table(pa.table({"text": texts}), tmp_path / "in/b.parquet", use_dictionary=False)
+    made = plan(ledger, tmp_path, output__rows_per_shard=4096)
+    job = {"cut": made.cut, "types": {}, "kept": [], "carried": {}}
+    pq.write_table(pa.table({"text": texts * 9}), tmp_path / "in/a.parquet", use_dictionary=False)
+    again = plan(ledger, tmp_path, job, output__rows_per_shard=4096)
+    assert made.sources[0] in again.sources
+    # a folder of before had no such thing
+    old = plan(ledger, tmp_path, {**job, "cut": {}}, output__rows_per_shard=4096)
+    assert [len(source.shards) for source in old.sources] == [3, 1]

@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import tracemalloc
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -560,3 +561,22 @@ def test_any_batches_come_back_row_for_row(
         if some:
             expected = [(f"row {i}", None) for shard in some for i in range(shard.start, shard.end)]
             assert rows_of(file, some, found, ["text"]) == expected
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv", "a.parquet"])
+def test_the_first_shards_may_be_small_and_each_next_one_twice_as_large(tmp_path: Path, name: str) -> None:
+    texts = [f"{i:04}" + "x" * 95 for i in range(500)]  # about 100 bytes a row in every format
+    if name.endswith("parquet"):
+        pq.write_table(pa.table({"text": texts}), tmp_path / name, use_dictionary=False, row_group_size=70)
+        file = discover(str(tmp_path / name))[0]
+    else:
+        head = b"text\n" if name.endswith("csv") else b""
+        lines = [json.dumps({"text": text}) if name.endswith("jsonl") else text for text in texts]
+        file = put(tmp_path, name, head + "".join(f"{line}\n" for line in lines).encode())
+    found = scan(file, rows_per_shard=300, max_bytes=16_000, first_bytes=1000, text_columns=["text"])
+    sizes = [shard.end - shard.start for shard in found.shards]
+    assert_complete(found)
+    assert 5 <= sizes[0] <= 10
+    assert all(1.5 * a < b < 2.5 * a for a, b in pairwise(sizes[:4]))
+    assert 100 <= max(sizes) <= 160
+    assert [text for text, _ in rows_of(file, list(found.shards), found, ["text"])] == texts

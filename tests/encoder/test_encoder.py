@@ -3,6 +3,7 @@
 import json
 import shutil
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -65,6 +66,21 @@ def test_the_same_call_gives_the_same_bits(load, texts):
     assert np.array_equal(
         encoder.encode_ids(ids, batch_tokens=200), encoder.encode_ids(ids, batch_tokens=200)
     )
+
+
+def test_several_threads_give_the_same_vectors_and_leave_torch_as_it_was(load, texts):
+    encoder, before = load(), torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = encoder.encode(texts, batch_tokens=100)
+        torch.set_num_threads(3)
+        together = [encoder.encode(texts, batch_tokens=100) for _ in range(3)]
+        assert all(np.array_equal(found, alone) for found in together)
+        assert torch.get_num_threads() == 3
+        with ThreadPoolExecutor(1) as pool:  # a new thread too
+            assert pool.submit(torch.get_num_threads).result() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_no_texts_give_no_vectors(load):

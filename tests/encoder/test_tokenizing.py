@@ -70,45 +70,6 @@ def test_truncation_keeps_special_tokens_and_is_told(side):
     assert (found.values.dtype, found.offsets.dtype, found.truncated.dtype) == (np.int32, np.int64, bool)
 
 
-@pytest.mark.parametrize("family", ["bert", "roberta", "xlm-roberta"])
-def test_cutting_long_texts_first_changes_no_id(family, texts):
-    fast, plain = (TextTokenizer(_json(family), max_length=16) for _ in range(2))
-    assert fast._can_cut
-    plain._can_cut = False
-    spaces = " " * 3000
-    long = [
-        "a b " * 3000,
-        "word" * 3000,
-        "the\u3000of" * 800,
-        spaces + "the end",
-        "the" + spaces + "of and " * 99,
-    ]
-    # beginnings with fewer tokens than wanted: a longer one must be taken
-    long += ["sentence " * 300, "the of" + " " * 110 + "sentence and " * 300]
-    long += [" ".join(texts), "…" * 500 + " the of and" * 50]
-    given = []
-    encode = fast._tokenizer
-    fast._tokenizer = type(
-        "Spy", (), {"encode_batch_fast": lambda _, x: given.extend(x) or encode.encode_batch_fast(x)}
-    )()
-    found, expected = fast(long + texts), plain(long + texts)
-    assert np.array_equal(found.values, expected.values)
-    assert np.array_equal(found.offsets, expected.offsets)
-    assert np.array_equal(found.truncated, expected.truncated)
-    assert len(given[0]) < 200  # the cut took place
-
-
-def test_a_tokenizer_that_joins_words_is_not_cut():
-    from tokenizers import Tokenizer, models
-
-    joining = Tokenizer(models.WordLevel({"a b": 0, "[UNK]": 1}, unk_token="[UNK]"))
-    assert not tokenizing._splits_at_spaces(joining)
-    spaced = Tokenizer.from_str(_json("bert"))
-    assert tokenizing._splits_at_spaces(spaced)
-    spaced.add_tokens(["new york"])
-    assert not tokenizing._splits_at_spaces(spaced)
-
-
 def test_many_texts_are_more_than_one_call(monkeypatch, texts):
     whole = TextTokenizer(_json("bert"), max_length=16)(texts)
     monkeypatch.setattr(tokenizing, "TEXTS_PER_CALL", 7)

@@ -43,6 +43,7 @@ def tiny_model(
     do_lower_case: bool = False,
     dtype: str = "float32",
     layers: int = 2,
+    heads: int = 4,
     seed: int = 0,
 ) -> Path:
     """Write a random model of `family` to `folder` and return it.
@@ -55,7 +56,7 @@ def tiny_model(
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer, specials = _tokenizer(family)
     _write_tokenizer(folder, family, tokenizer, specials)
-    _write_model(folder, family, tokenizer, specials, dtype, layers, seed)
+    _write_model(folder, family, tokenizer, specials, dtype, layers, heads, seed)
     if not st:
         return folder
     modes = [pooling] if isinstance(pooling, str) else list(pooling)
@@ -162,6 +163,7 @@ def _write_model(
     specials: dict[str, str],
     dtype: str,
     layers: int,
+    heads: int,
     seed: int,
 ) -> None:
     import torch
@@ -171,11 +173,11 @@ def _write_model(
     shape: dict[str, Any] = {
         "hidden_size": HIDDEN,
         "num_hidden_layers": layers,
-        "num_attention_heads": 4,
+        "num_attention_heads": heads,
         "intermediate_size": 64,
     }
     if family == "distilbert":
-        shape = {"dim": HIDDEN, "n_layers": layers, "n_heads": 4, "hidden_dim": 64}
+        shape = {"dim": HIDDEN, "n_layers": layers, "n_heads": heads, "hidden_dim": 64}
     if family in ("electra", "albert"):
         shape["embedding_size"] = 16
     if family == "modernbert":
