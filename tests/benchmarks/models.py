@@ -11,6 +11,9 @@ import torch
 import transformers
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 
+transformers.logging.set_verbosity_error()  # or it reports every load, and the pooler that is not there
+transformers.logging.disable_progress_bar()
+
 
 def make_model(name: str, max_length: int, folder: Path, texts: Sequence[str]) -> Path:
     """A sentence-transformers folder of `minilm` (all-MiniLM-L6-v2, the real weights) or `base` (BERT-base's shape,
@@ -64,8 +67,6 @@ def reference(folder: Path, texts: Sequence[str], *, normalize: bool = True) -> 
 
 
 def _load(folder: Path, **options: str) -> torch.nn.Module:
-    transformers.logging.set_verbosity_error()  # or it reports every load, and the pooler that is not there
-    transformers.logging.disable_progress_bar()
     return AutoModel.from_pretrained(folder, add_pooling_layer=False, **options).eval()
 
 
