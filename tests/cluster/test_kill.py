@@ -44,11 +44,13 @@ def kill_driver_and_resume(job: Job, kills: int, seed: int) -> int:
     for i in range(kills):
         process = job.start(f"workers.count={rng.choice([1, 2])}")
         before = job.commits()
-        commits, pause = random_moment(rng, (SHARDS - before) // (kills - i + 1))
+        # a part of its share only: what is committed during the pause must not end the job
+        commits, pause = random_moment(rng, (SHARDS - before) // (2 * (kills - i + 1)))
         wait_for(lambda at=before + commits: job.commits() >= at, process)
         time.sleep(pause)
-        hit += process.poll() is None
-        kill_tree(process)
+        if process.poll() is None:
+            hit += 1
+            kill_tree(process)
     job.run()
     return hit
 
