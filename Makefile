@@ -26,6 +26,7 @@ lint: .venv/test
 bench: .venv/bench .venv/peers/done
 	$(BIN)/python tests/benchmarks/encode.py
 	$(BIN)/python tests/benchmarks/overhead.py
+	$(BIN)/python tests/benchmarks/start.py
 
 bench-check: .venv/test
 	$(BIN)/python tests/benchmarks/check.py
