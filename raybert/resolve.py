@@ -19,6 +19,13 @@ _ENCODER_KEYS = (
     *("dtype", "device", "threads", "batch_tokens", "kernels"),
 )
 
+# What it is given of the user's settings, and what it found.
+_ASKED = {"pooling", "dimensions", "max_length", "dtype", "prompt_name", "prompt", "layers", "kernels"}
+_FOUND = (
+    *("dimension", "pooling", "max_length", "dtype", "device", "digest", "revision", "prompt"),
+    *("layers", "normalized", "batch_tokens", "kernels", "kernels_note"),
+)
+
 
 def resolve(config: EmbedConfig, pool: Pool, sample: list[str]) -> tuple[dict[str, Any], str]:
     """Load the model on a worker and say what it turned out to be.
@@ -159,18 +166,7 @@ def _resolve(config: EmbedConfig, threads: int, sample: list[str]) -> tuple[dict
     encoder = _load(
         model,
         model.revision,
-        **model.model_dump(
-            include={
-                "pooling",
-                "dimensions",
-                "max_length",
-                "dtype",
-                "prompt_name",
-                "prompt",
-                "layers",
-                "kernels",
-            }
-        ),
+        **model.model_dump(include=_ASKED),
         threads=threads,
     )
     if config.batch_tokens != "auto":
@@ -182,9 +178,8 @@ def _resolve(config: EmbedConfig, threads: int, sample: list[str]) -> tuple[dict
     _check_room(config, encoder)
     scale = int8_scale(_calibration(encoder, sample)) if config.output.dtype == "int8" else None
     quantize(encoder.encode(["a"]), config.output.dtype, scale)  # fails now if the width does not fit
-    names = "dimension pooling max_length dtype device digest revision prompt layers normalized batch_tokens kernels kernels_note"
     resolved = {
-        **{name: getattr(encoder, name) for name in names.split()},
+        **{name: getattr(encoder, name) for name in _FOUND},
         "normalize": encoder.normalized,
         "dimensions": model.dimensions,
         "threads": threads,

@@ -36,3 +36,18 @@ def test_a_process_that_dies_is_said_so_and_leaving_ends_it(tiny):
     with LocalResolve(settings(tiny), []) as probe:
         pass
     assert probe._process.returncode == -9
+
+
+def test_the_kernels_of_the_plan_are_taken_or_refused(tiny, monkeypatch):
+    config = settings(tiny)
+    plan, _ = resolve._resolve(config, 1, [])
+    without = {key: value for key, value in plan.items() if key != "kernels"}  # an old folder
+    for resolved, kernels in (
+        (plan, plan["kernels"]),
+        (plan | {"kernels": "torch"}, "torch"),
+        (without, "transformers"),
+    ):
+        assert resolve.load_as_resolved(config.model, resolved).kernels == kernels
+    monkeypatch.setattr("torch.backends.mkldnn.is_available", lambda: False)
+    with pytest.raises(ValueError, match="kernels 'onednn' are not there for this model"):
+        resolve.load_as_resolved(config.model, plan | {"kernels": "onednn"})

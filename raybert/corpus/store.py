@@ -11,9 +11,8 @@ from pyarrow import fs as pafs
 from raybert.corpus.filesystems import is_local, resolve
 
 _TMP = "_raybert/tmp"
-_TOGETHER = (
-    32  # small files that one thread reads in one go: handing them out singly takes longer than reading
-)
+# Small files that one thread reads in one go: handing them out singly takes longer than reading.
+_TOGETHER = 32
 # A put to these becomes visible when it is complete; everything else needs a rename.
 _OBJECT_STORES = ("s3", "gcs", "abfs", "gs", "az", "memory", "hf")
 

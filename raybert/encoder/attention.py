@@ -46,13 +46,20 @@ class Rows:
     @cached_property
     def cumulative(self) -> Tensor:
         """`offsets` as torch's variable-length attention takes them: int32, on the device."""
-        offsets = torch.from_numpy(self.offsets.astype(np.int32))
-        return offsets if self.device == "cpu" else offsets.pin_memory().to(self.device, non_blocking=True)
+        return to_device(self.offsets.astype(np.int32), self.device)
 
     @cached_property
     def longest(self) -> int:
         """Tokens of the longest text."""
         return int(self.lengths.max(initial=1))
+
+
+def to_device(array: np.ndarray, device: str | torch.device) -> Tensor:
+    """A copy there that the host does not wait for: on the CPU the array itself, for a GPU through pinned memory."""
+    tensor = torch.from_numpy(array)
+    if torch.device(device).type == "cpu":
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def attend(

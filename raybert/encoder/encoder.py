@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from raybert.encoder import loading, pooling, saving
-from raybert.encoder.attention import Rows
+from raybert.encoder.attention import Rows, to_device
 from raybert.encoder.batching import computed_tokens, pack, plan_batches
 from raybert.encoder.folders import Folder, read_folder, resolve
 from raybert.encoder.head import build_head
@@ -269,15 +269,13 @@ class Encoder:
             skip = (
                 self.tokenizer().prompt_tokens if tokenized.prompt_tokens is None else tokenized.prompt_tokens
             )
-        lengths = torch.from_numpy(placed.lengths.astype(np.int64)).to(self.device, non_blocking=True)
+        lengths = to_device(placed.lengths.astype(np.int64), self.device)
         return self._head(pooling.pool(hidden, lengths, self.pooling, skip=skip))
 
     @torch.inference_mode()
     def _hidden(self, tokenized: Tokenized, rows: np.ndarray) -> tuple[Tensor, Rows]:
         """Token vectors [tokens, hidden] of the chosen layers, text after text, and where each text lies."""
-        ids = torch.from_numpy(pack(tokenized.values, tokenized.offsets, rows))
-        if self.device != "cpu":
-            ids = ids.pin_memory().to(self.device, non_blocking=True)
+        ids = to_device(pack(tokenized.values, tokenized.offsets, rows), self.device)
         placed = Rows(tokenized.lengths[rows], self.device)
         if self.layers == "last":
             return self._model(ids, placed), placed

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raybert.encoder.attention import Rows, attend, attend_flash
-from raybert.encoder.linear import linears, note_on, pick_kernels
+from raybert.encoder.attention import Rows, attend, attend_flash, to_device
+from raybert.encoder.linear import Kernels, linears, pick_kernels
 
 _Attention = Callable[[Tensor], Tensor]
 
@@ -79,14 +79,13 @@ class PackedModel(nn.Module):
     batches of `batch_tokens`, smaller ones go op by op.
     """
 
-    def __init__(self, model: Any, parts: list[_Parts], kernels: str, batch_tokens: int) -> None:
+    def __init__(self, model: Any, parts: list[_Parts], kernels: Kernels, batch_tokens: int) -> None:
         super().__init__()
         config = model.config
         heads = config.num_attention_heads
         activation = getattr(config, "hidden_act", None) or config.activation  # DistilBERT's name for it
-        self.kernels = kernels
-        self.note = note_on(kernels, parts[0].query.weight, len(parts[0].query.weight) // heads)
-        linear = linears(kernels)
+        self.kernels, self.note = kernels
+        linear = linears(self.kernels)
         made: dict[int, _Layer] = {}  # ALBERT's layers share their weights
         for part in parts:
             if id(part.query) not in made:
@@ -100,7 +99,7 @@ class PackedModel(nn.Module):
         self._make_bias = getattr(getattr(model, "encoder", None), "compute_position_bias", None)
         self._bias: Tensor | None = None
         self._tokens = batch_tokens
-        self._compiled = torch.compile(self._last) if kernels == "compiled" else None
+        self._compiled = torch.compile(self._last) if self.kernels == "compiled" else None
 
     @classmethod
     def of(cls, model: Any, kernels: str = "auto", batch_tokens: int = 1024) -> Self | None:
@@ -109,13 +108,12 @@ class PackedModel(nn.Module):
         if parts is None:
             return None
         weight, heads = parts[0].query.weight, model.config.num_attention_heads
-        compiles = model.config.model_type != "mpnet"
-        picked = pick_kernels(kernels, weight, len(weight) // heads, compiles=compiles)
+        picked = pick_kernels(kernels, weight, heads, compiles=model.config.model_type != "mpnet")
         return None if picked is None else cls(model, parts, picked, batch_tokens)
 
     def forward(self, ids: Tensor, rows: Rows, *, states: bool = False) -> Tensor | list[Tensor]:
         """[tokens, hidden] of a packed batch of `ids` [tokens]; with `states` every hidden state, embeddings first."""
-        positions = torch.from_numpy(rows.positions + self._first_position).to(ids.device, non_blocking=True)
+        positions = to_device(rows.positions + self._first_position, ids.device)
         if not len(ids):
             x = self._embed(ids, positions)
             return [x] * (len(self.layers) + 1) if states else x
@@ -153,10 +151,11 @@ class PackedModel(nn.Module):
         """MPNet's relative position bias [heads, t, t] for t >= longest."""
         if self._make_bias is None:
             return None
-        if self._bias is None or self._bias.shape[-1] < longest:
+        bias = self._bias  # read once: other threads put theirs here too
+        if bias is None or bias.shape[-1] < longest:
             like = self.embeddings.word_embeddings.weight
-            self._bias = self._make_bias(like.new_empty(1, -(-longest // 64) * 64, 1))[0]
-        return self._bias
+            self._bias = bias = self._make_bias(like.new_empty(1, -(-longest // 64) * 64, 1))[0]
+        return bias
 
 
 class _Layer(nn.Module):

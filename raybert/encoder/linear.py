@@ -1,5 +1,7 @@
 """Linear layers for inference: weights laid out once, activation or residual added in the same kernel where one can."""
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -71,23 +73,27 @@ def linears(kernels: str) -> type[Linear] | type[OneDnnLinear]:
     return OneDnnLinear if kernels in ("native", "onednn") else Linear
 
 
-def pick_kernels(asked: str, weight: Tensor, head_size: int, *, compiles: bool) -> str | None:
+class Kernels(NamedTuple):
+    """By what a model's layers are computed, and why not by better ones that a machine of its kind could have."""
+
+    name: str
+    note: str = ""
+
+
+def pick_kernels(asked: str, weight: Tensor, heads: int, *, compiles: bool) -> Kernels | None:
     """The kernels for layers with weights like this one: the ones asked for, the best for "auto", None if not there.
 
     "native": oneDNN's products and our own attention; "onednn": oneDNN's products; "torch": torch op by op;
     "compiled": by torch's compiler, for models that it `compiles` on a GPU.
     """
+    no_native = why_not(weight, len(weight) // heads)
     works = {
-        "native": lambda: onednn_works(weight) and not why_not(weight, head_size),
+        "native": lambda: not no_native and onednn_works(weight),
         "onednn": lambda: onednn_works(weight),
         "torch": lambda: True,
         "compiled": lambda: compiles and flash_works(weight),
     }
-    if asked == "auto":
-        return next(name for name, work in works.items() if work())
-    return asked if works[asked]() else None
-
-
-def note_on(kernels: str, weight: Tensor, head_size: int) -> str:
-    """Why these kernels are not the fastest a machine of this kind could have; "" if they are."""
-    return why_not(weight, head_size) if kernels == "onednn" and weight.dtype == torch.bfloat16 else ""
+    name = next(name for name, work in works.items() if work()) if asked == "auto" else asked
+    if not works[name]():
+        return None
+    return Kernels(name, no_native if name == "onednn" and weight.dtype == torch.bfloat16 else "")

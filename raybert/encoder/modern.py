@@ -10,20 +10,18 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from raybert.encoder.attention import Rows, attend
-from raybert.encoder.linear import linears, note_on, pick_kernels
+from raybert.encoder.attention import Rows, attend, to_device
+from raybert.encoder.linear import Kernels, linears, pick_kernels
 
 
 class ModernModel(nn.Module):
     """What `PackedModel` is for BERT. `kernels` says by what the layers are computed (see `pick_kernels`)."""
 
-    def __init__(self, model: Any, kernels: str) -> None:
+    def __init__(self, model: Any, kernels: Kernels) -> None:
         super().__init__()
-        self.kernels = kernels
-        weight = model.layers[0].attn.Wo.weight
-        self.note = note_on(kernels, weight, len(weight) // model.config.num_attention_heads)
+        self.kernels, self.note = kernels
         self.embeddings, self.rotary, self.final_norm = model.embeddings, model.rotary_emb, model.final_norm
-        self.layers = nn.ModuleList([_Layer(layer, model.config, kernels) for layer in model.layers])
+        self.layers = nn.ModuleList([_Layer(layer, model.config, self.kernels) for layer in model.layers])
 
     @classmethod
     def of(cls, model: Any, kernels: str = "auto") -> Self | None:
@@ -31,7 +29,7 @@ class ModernModel(nn.Module):
         if model.config.model_type != "modernbert":
             return None
         weight, heads = model.layers[0].attn.Wo.weight, model.config.num_attention_heads
-        picked = pick_kernels(kernels, weight, len(weight) // heads, compiles=False)
+        picked = pick_kernels(kernels, weight, heads, compiles=False)
         return None if picked is None else cls(model, picked)
 
     def forward(self, ids: Tensor, rows: Rows, *, states: bool = False) -> Tensor | list[Tensor]:
@@ -45,7 +43,7 @@ class ModernModel(nn.Module):
 
     def _states(self, ids: Tensor, rows: Rows) -> Iterator[Tensor]:
         x = self.embeddings(ids[None])[0]
-        positions = torch.from_numpy(rows.positions).to(ids.device, non_blocking=True)[None]
+        positions = to_device(rows.positions, ids.device)[None]
         turns = {kind: self.rotary(x, positions, kind) for kind in {layer.kind for layer in self.layers}}
         yield x
         for layer in self.layers:

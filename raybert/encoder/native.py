@@ -29,6 +29,7 @@ def attend_native(
         assert tensor.dtype == torch.bfloat16
     assert offsets.dtype == np.int64
     assert offsets[-1] <= tokens
+    assert bias is None or bias.shape[-1] >= np.diff(offsets).max(initial=0)
     out = qkv.new_empty(tokens, heads * d)
     library = _library()
     assert not isinstance(library, str), library

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from raybert.encoder.attention import Rows
+from raybert.encoder.attention import Rows, to_device
 
 
 class PaddedModel(nn.Module):
@@ -23,7 +23,7 @@ class PaddedModel(nn.Module):
         """[tokens, hidden] of a packed batch of `ids` [tokens]; with `states` every hidden state, embeddings first."""
         texts, longest = len(rows.lengths), rows.longest  # a model needs one column even for no token
         number = np.repeat(np.arange(texts), rows.lengths)
-        places = torch.from_numpy(number * longest + rows.positions).to(ids.device)
+        places = to_device(number * longest + rows.positions, ids.device)
         padded = ids.new_full((texts * longest,), self._pad_id)
         padded[places] = ids
         mask = torch.zeros_like(padded)

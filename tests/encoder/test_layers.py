@@ -9,7 +9,9 @@ import torch
 from transformers import AutoConfig, AutoModel
 
 from raybert.encoder import Encoder
+from raybert.encoder.attention import Rows
 from raybert.encoder.layers import PackedModel
+from raybert.encoder.loading import load_model
 from raybert.encoder.tokenizing import Tokenized
 from tests.encoder.tiny import FAMILIES, tiny_model
 
@@ -60,6 +62,24 @@ def test_a_text_without_a_token_gets_zeros(tiny_folder):
         assert not encoder.encode_ids(ids).any()
 
 
+def test_a_shorter_bias_put_there_by_another_thread_is_not_taken(tiny_folder):
+    class Raced(PackedModel):
+        """As if a thread with shorter texts came right after every bias that is kept."""
+
+        @property
+        def _bias(self):
+            return self.__dict__.get("kept")
+
+        @_bias.setter
+        def _bias(self, bias):
+            self.__dict__["kept"] = None if bias is None else bias[..., :8, :8]
+
+    model = load_model(tiny_folder("mpnet"), "float32", "cpu", trust_remote_code=False)
+    ids, rows = torch.full((30,), 5), Rows(np.array([30]))
+    with torch.inference_mode():
+        assert torch.equal(Raced.of(model)(ids, rows), PackedModel.of(model)(ids, rows))
+
+
 def test_without_onednn_torch_computes(tiny_folder, texts, monkeypatch):
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     encoder = Encoder.load(tiny_folder(), dtype="float32")
@@ -86,8 +106,6 @@ def test_other_models_go_through_transformers(tmp_path, texts):
 
 
 def test_weights_shared_by_layers_are_kept_once(tiny_folder):
-    from raybert.encoder.loading import load_model
-
     model = load_model(tiny_folder("albert", layers=4), "float32", "cpu", trust_remote_code=False)
     packed = PackedModel.of(model)
     assert len(packed.layers) == 4
