@@ -33,8 +33,8 @@ def uses(names: set[str], package: str) -> set[str]:
 
 @pytest.mark.parametrize("file", [f for f in FILES if place(f) in ("encoder", "config")], ids=str)
 def test_encoder_and_config_stand_alone(file):
-    foreign = {name for name in uses(imports(file), "raybert") if not name.startswith("raybert.encoder")}
-    assert not foreign - {"raybert"}
+    own = f"raybert.{place(file)}"
+    assert all(name.startswith(own) for name in uses(imports(file), "raybert") - {"raybert"})
     assert not uses(imports(file), "ray")
     assert not uses(imports(file), "pyarrow")
 
@@ -45,6 +45,15 @@ def test_corpus_knows_settings_only_and_never_torch(file):
     assert all(n.startswith(("raybert.config", "raybert.corpus")) for n in uses(names, "raybert"))
     assert not uses(names, "torch")
     assert not uses(names, "transformers")
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if place(f) == "pretrain"], ids=str)
+def test_training_data_is_made_without_torch_and_ray(file):
+    names = imports(file)
+    allowed = ("raybert.config", "raybert.corpus", "raybert.encoder", "raybert.pretrain")
+    assert all(n.startswith(allowed) for n in uses(names, "raybert"))
+    assert not uses(names, "torch")
+    assert not uses(names, "ray")
 
 
 @pytest.mark.parametrize("file", [f for f in FILES if place(f) in JOBS], ids=str)

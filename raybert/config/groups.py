@@ -1,0 +1,149 @@
+"""Groups of settings: the same key means the same thing in every verb."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from raybert.config.core import Settings
+
+
+class ModelSettings(Settings):
+    """The encoder and how a text becomes a vector."""
+
+    name: str = Field("", description="folder or Hugging Face hub name of the model; required")
+    revision: str | None = Field(None, description="branch, tag or commit of a hub model")
+    pooling: Literal["auto", "cls", "mean", "max", "last"] = Field(
+        "auto", description="token vectors to one vector; auto reads the model folder, else mean"
+    )
+    normalize: bool | Literal["auto"] = Field(
+        "auto", description="scale vectors to length 1; auto reads the model folder, else false"
+    )
+    dimensions: int | None = Field(None, ge=1, description="keep the first n dimensions, then re-normalise")
+    max_length: int | None = Field(
+        None, ge=3, description="tokens of a text, special ones included; default: the model's"
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="of computing; auto: bfloat16 where the hardware has it, else float32"
+    )
+    kernels: Literal["auto", "native", "onednn", "torch", "compiled", "transformers"] = Field(
+        "auto",
+        description="by what the layers are computed; auto takes the fastest that works: native (bfloat16 on a CPU, "
+        "needs a C compiler), onednn (CPU), torch, else transformers; compiled is for a GPU",
+    )
+    prompt_name: str | None = Field(None, description="one of the prompts that the model folder names")
+    prompt: str | None = Field(None, description="text put before every input")
+    layers: str = Field(
+        "last",
+        description="hidden layers to pool: last, -2, sum:last4, mean:last4, concat:last4, concat:-1,-12",
+    )
+    trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
+
+
+class DataSettings(Settings):
+    """The corpus."""
+
+    path: str | list[str] = Field(
+        "", description="files, folders or globs, local or s3:// gs:// hf:// ...; required"
+    )
+    format: Literal["auto", "parquet", "jsonl", "csv", "tsv", "text", "documents", "arrow", "datasets"] = (
+        Field("auto", description="auto: by file name; text is a line a row, documents a file a row")
+    )
+    text: str | list[str] = Field("text", description="column(s) that hold the text")
+    template: str | None = Field(
+        None, description='joins columns into one text, as in "{title}\\n{body}"; default: joined by newlines'
+    )
+    id: str | None = Field(None, description="column that identifies a row; default: file and row number")
+    columns: list[str] = Field([], description='columns kept beside the vector; ["*"] keeps all')
+    limit: int | None = Field(None, ge=1, description="use the first n rows only")
+    max_chars: int = Field(10_000_000, ge=1, description="a longer text is rejected")
+
+    @field_validator("columns", "text", mode="before")
+    @classmethod
+    def _comma_list(cls, value: Any, info: ValidationInfo) -> Any:
+        """`a,b` is two columns; a single name is one for `text`, a list of one for `columns`."""
+        if not isinstance(value, str) or ("," not in value and info.field_name == "text"):
+            return value
+        return [part.strip() for part in value.split(",")]
+
+    @property
+    def paths(self) -> list[str]:
+        """`path` as a list."""
+        return [self.path] if isinstance(self.path, str) else list(self.path)
+
+    @property
+    def text_columns(self) -> list[str]:
+        """`text` as a list."""
+        return [self.text] if isinstance(self.text, str) else list(self.text)
+
+
+class ChunkSettings(Settings):
+    """Long documents as overlapping windows."""
+
+    size: int | None = Field(
+        None,
+        ge=1,
+        description="tokens of a window, special ones not counted; default: no windows, long texts are cut",
+    )
+    overlap: int = Field(0, ge=0, description="tokens that neighbouring windows share")
+    combine: Literal["none", "mean", "max"] = Field(
+        "none", description="none: a row per window; mean, max: one vector per document"
+    )
+
+    @model_validator(mode="after")
+    def _overlap_fits(self) -> Self:
+        if self.size is not None and self.overlap >= self.size:
+            raise ValueError(f"chunk.overlap={self.overlap} must be smaller than chunk.size={self.size}")
+        if self.size is None and (self.overlap or self.combine != "none"):
+            raise ValueError("chunk.overlap and chunk.combine need chunk.size")
+        return self
+
+
+class OutputSettings(Settings):
+    """The folder of vectors."""
+
+    path: str = Field("", description="folder to write, local or s3:// gs:// ...; required")
+    dtype: Literal["float32", "float16", "int8", "binary"] = Field(
+        "float32", description="of the stored vectors; the scale of int8 is in the metadata"
+    )
+    rows_per_shard: int = Field(
+        4096, ge=1, description="rows of one output file at most; what a crash can cost"
+    )
+    on_change: Literal["refuse", "replace"] = Field(
+        "refuse", description="an input file changed or vanished: refuse to run, or redo that file"
+    )
+    max_rejects: int | float | None = Field(
+        None, ge=0, description="stop when more rows are rejected: a count, or a share below 1"
+    )
+
+
+class WorkersSettings(Settings):
+    """The encoder processes."""
+
+    count: int | list[int] | Literal["auto"] = Field(
+        "auto",
+        description="encoder processes, or [min, max] to autoscale; auto: as many as the machine feeds",
+    )
+    gpus: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(
+        "auto", description="GPUs of one process; auto: 1 where the cluster has any, else 0"
+    )
+    cpus: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto", description="CPUs and compute threads of one process"
+    )
+
+    @field_validator("count")
+    @classmethod
+    def _a_range(cls, value: Any) -> Any:
+        low_high = value if isinstance(value, list) else [1, 1] if value == "auto" else [value, value]
+        if len(low_high) != 2 or not 1 <= low_high[0] <= low_high[1]:
+            raise ValueError(f"workers.count={value} must be a positive number or [min, max]")
+        return value
+
+
+class SearchSettings(Settings):
+    """What to look for in a folder of vectors."""
+
+    query: str | list[str] = Field([], description="text(s) to search for")
+    vectors: str | None = Field(None, description="query vectors instead of text: a .npy or Parquet file")
+    k: int = Field(10, ge=1, description="hits a query")
+    filter: str | None = Field(None, description="on kept columns: \"package == 'gzip' and year >= 2020\"")
+    format: Literal["table", "json"] = Field("table", description="how hits are printed")
