@@ -1,6 +1,8 @@
 """raybert: embed, pretrain, fine-tune and serve BERT-family encoders on Ray."""
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 __version__ = "0.1.0"
@@ -9,30 +11,49 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "Encoder": "raybert.encoder.encoder",
     "EmbedConfig": "raybert.config",
+    "PrepareConfig": "raybert.config",
     "SearchConfig": "raybert.config",
     "VerifyConfig": "raybert.config",
+    "VocabularyConfig": "raybert.config",
     "embed": "raybert.embed",
     "embed_dataset": "raybert.embed_dataset",
+    "prepare": "raybert.prepare",
     "search": "raybert.search",
     "verify": "raybert.verify",
+    "vocabulary": "raybert.vocabulary",
 }
 
 __all__ = [
     "EmbedConfig",
     "Encoder",
+    "PrepareConfig",
     "SearchConfig",
     "VerifyConfig",
+    "VocabularyConfig",
     "__version__",
     "embed",
     "embed_dataset",
+    "prepare",
     "search",
     "verify",
+    "vocabulary",
 ]
 
 
 def __getattr__(name: str) -> Any:
     if name in _PUBLIC:
         value = getattr(import_module(_PUBLIC[name]), name)
-        globals()[name] = value  # a submodule of the same name must not shadow the function
+        globals()[name] = value
         return value
     raise AttributeError(f"module 'raybert' has no attribute {name!r}")
+
+
+class _Package(ModuleType):
+    """`raybert.embed` is always the function, also after something imported the module of that name."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _PUBLIC and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

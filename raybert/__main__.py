@@ -24,6 +24,8 @@ class Verb(NamedTuple):
 
 VERBS = {
     "embed": Verb(settings.EmbedConfig, "raybert.embed", (), "[config.yaml] [key=value ...]"),
+    "prepare": Verb(settings.PrepareConfig, "raybert.prepare", (), "[config.yaml] [key=value ...]"),
+    "vocabulary": Verb(settings.VocabularyConfig, "raybert.vocabulary", (), "[config.yaml] [key=value ...]"),
     "verify": Verb(settings.VerifyConfig, "raybert.verify", ("data.path",), "FOLDER"),
     "search": Verb(
         settings.SearchConfig,
@@ -96,7 +98,7 @@ def parse(verb: str, arguments: Sequence[str]) -> settings.Settings:
 
 def _overview() -> str:
     lines = ["raybert VERB [config.yaml] [key=value ...]", ""]
-    lines += [f"  {name:8} {verb.config.__doc__.partition(': ')[2]}" for name, verb in VERBS.items()]
+    lines += [f"  {name:10} {verb.config.__doc__.partition(': ')[2]}" for name, verb in VERBS.items()]
     return "\n".join([*lines, "", "raybert VERB --help lists every setting with its default and meaning."])
 
 

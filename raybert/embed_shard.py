@@ -14,8 +14,9 @@ from raybert.config import ChunkSettings, DataSettings, ModelSettings
 from raybert.corpus.ledger import Source
 from raybert.corpus.outcome import Outcome, Refused
 from raybert.corpus.readers import Shard
+from raybert.corpus.rejects import count_reasons, rejects_table
 from raybert.corpus.texts import row_ids, texts_and_reasons
-from raybert.corpus.vectors import REJECT_SCHEMA, embedding_array, read_metadata
+from raybert.corpus.vectors import embedding_array, read_metadata
 from raybert.encoder.chunking import chunk, combine
 from raybert.encoder.quantizing import quantize
 from raybert.encoder.tokenizing import TextTokenizer, Tokenized
@@ -153,7 +154,8 @@ class EncodeShard:
         if self._combine != "none":
             kept, per_row = self._one_vector_a_document(kept, per_row)
         data = self._output(kept, per_row)
-        rejects = _rejects(table, reasons)
+        source = table.schema.metadata[_SOURCE].decode("utf-8", "replace")
+        rejects = rejects_table(table["id"], rows, reasons, source)
         counts = {
             "rows": len(np.unique(rows)),
             "embedded": len(np.unique(rows[good])),
@@ -161,7 +163,7 @@ class EncodeShard:
             "vectors": data.num_rows,
             "truncated": pc.sum(data["truncated"]).as_py() or 0,
             "tokens": int(tokens[good].sum()),
-            "reasons": {} if rejects is None else _count(rejects["reason"]),
+            "reasons": count_reasons(rejects),
         }
         return Outcome(data, rejects, counts, encoded_tokens=int(lengths.sum()), padded_tokens=padded)
 
@@ -200,32 +202,6 @@ def _distinct(table: pa.Table) -> Tokenized:
     first = first[which[first] >= 0]
     offsets = np.r_[0, np.cumsum(lengths[first])].astype(np.int64)
     return Tokenized(lists.flatten().to_numpy(), offsets, table[CUT].to_numpy(zero_copy_only=False)[first])
-
-
-def _rejects(table: pa.Table, reasons: np.ndarray) -> pa.Table | None:
-    """One row a rejected row of the corpus; None if there is none."""
-    rows = table[ROW].to_numpy()
-    bad = np.array([reason is not None for reason in reasons], bool)
-    bad &= (
-        np.r_[True, rows[1:] != rows[:-1]] if len(rows) else bad
-    )  # the first window stands for its document
-    if not bad.any():
-        return None
-    source = table.schema.metadata[_SOURCE].decode("utf-8", "replace")
-    ids = table["id"].filter(pa.array(bad)).cast(pa.string(), safe=False)
-    columns = [
-        ids,
-        pa.array([source] * int(bad.sum())),
-        pa.array(rows[bad]),
-        pa.array(reasons[bad], pa.string()),
-    ]
-    return pa.table(columns, schema=REJECT_SCHEMA)
-
-
-def _count(reasons: pa.ChunkedArray) -> dict[str, int]:
-    """How often each kind of reason occurs; what follows a colon is the row's own."""
-    kinds = [reason.partition(":")[0] for reason in reasons.to_pylist()]
-    return {kind: kinds.count(kind) for kind in sorted(set(kinds))}
 
 
 def vector_metadata(

@@ -1,4 +1,4 @@
-"""raybert verify: does a folder of vectors hold what it promises? Every row once, every byte as committed, sound vectors."""
+"""raybert verify: does a folder of ours hold what it promises? Every row once, every byte as committed, sound content."""
 
 import hashlib
 import json
@@ -15,6 +15,7 @@ from raybert.config import VerifyConfig, require
 from raybert.corpus.filesystems import public_uri
 from raybert.corpus.inspect import Found, inspect_shard
 from raybert.corpus.ledger import DATA, OURS, REJECTS, Ledger, Source
+from raybert.corpus.report import WORDS
 from raybert.corpus.shards import Shard
 from raybert.corpus.store import Store
 
@@ -24,9 +25,10 @@ _SHOWN = 20
 
 @dataclass
 class Verdict:
-    """What was found. Counts are of the commit records; `files` are input files. Warnings do no harm to the vectors."""
+    """What was found. Counts are of the commit records; `files` are input files. Warnings do no harm to the content."""
 
     path: str
+    verb: str = "embed"
     files: int = 0
     shards: int = 0
     planned: int = 0
@@ -43,13 +45,14 @@ class Verdict:
         return not self.problems
 
     def __str__(self) -> str:
+        done, made, _ = WORDS[self.verb]
         table = [
             ("files", f"{self.files:,}"),
             ("shards", f"{self.shards:,}/{self.planned:,}"),
             ("rows", f"{self.rows:,}"),
-            ("embedded", f"{self.embedded:,}"),
+            (done, f"{self.embedded:,}"),
             ("rejected", f"{self.rejected:,}"),
-            ("vectors", f"{self.vectors:,}"),
+            (made, f"{self.vectors:,}"),
             ("problems", f"{len(self.problems):,}"),
         ]
         lines = [f"{name:9} {value:>15}" for name, value in table]
@@ -68,13 +71,14 @@ def main(config: VerifyConfig) -> int:
 
 
 def verify(path: str) -> Verdict:
-    """Check every promise of a folder written by `raybert embed`; reads all of it, one file a thread at a time.
+    """Check every promise of a folder written by `raybert embed` or `raybert prepare`; reads all of it, one file a thread at a time.
 
     Raises ValueError if it is no such folder.
     """
     ledger = Ledger(path)
     verdict = Verdict(public_uri(path))
     job = _read_job(ledger.store, path, verdict)
+    verdict.verb = job.get("verb", "embed")
     sources = _read_plan(ledger, verdict)
     shards = {source.name(shard): (source, shard) for source in sources for shard in source.shards}
     verdict.files, verdict.planned = len(sources), len(shards)
@@ -101,7 +105,7 @@ def _read_job(store: Store, path: str, verdict: Verdict) -> dict[str, Any]:
     names = [name for name in ours if name.startswith("job-")]
     if not names and not store.sizes(f"{OURS}/plan"):
         raise ValueError(
-            f"data.path={public_uri(path)} was not written by raybert embed: it holds no {OURS}/job-*.json"
+            f"data.path={public_uri(path)} was not written by raybert: it holds no {OURS}/job-*.json"
         )
     if len(names) != 1:
         verdict.problems.append(f"{OURS}: {len(names)} job files where there must be one: {', '.join(names)}")
@@ -158,7 +162,7 @@ def _check_missing(verdict: Verdict, shards: dict[str, Any], files: set[str], re
     missing = [name for name in shards if f"{name}.parquet" not in files or f"{name}.json" not in records]
     if missing:
         verdict.problems.append(
-            f"{len(missing):,} of {len(shards):,} shards are missing; run the embed command again"
+            f"{len(missing):,} of {len(shards):,} shards are missing; run the same command again"
         )
     for name in missing:
         if f"{name}.json" in records:  # what was done is gone: not a run that merely has not finished

@@ -7,7 +7,17 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "raybert"
 FILES = sorted(ROOT.rglob("*.py"))
-JOBS = {"embed", "embed_dataset", "search", "verify", "evaluate", "doctor", "predict"}
+JOBS = {
+    "embed",
+    "prepare",
+    "vocabulary",
+    "embed_dataset",
+    "search",
+    "verify",
+    "evaluate",
+    "doctor",
+    "predict",
+}
 
 
 def imports(file: Path, *, top_level: bool = False) -> set[str]:

@@ -26,7 +26,12 @@ def test_help_imports_neither_torch_nor_ray(code):
 
 
 def test_the_driver_of_a_job_imports_no_torch():
-    code = "import raybert.embed, raybert.search, raybert.verify, sys; sys.exit('torch' in sys.modules)"
+    code = "import raybert.embed, raybert.prepare, raybert.search, raybert.verify, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_public_name_is_the_function_whatever_was_imported_before():
+    code = "import raybert, raybert.verify; from raybert import verify; assert callable(raybert.verify) and callable(verify)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

@@ -32,7 +32,7 @@ COMMANDS = [
 
 
 def test_the_readme_shows_every_verb():
-    assert {command[0] for command in COMMANDS} == {"embed", "verify", "search"}
+    assert {command[0] for command in COMMANDS} == {"embed", "prepare", "verify", "vocabulary", "search"}
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)

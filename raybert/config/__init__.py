@@ -16,10 +16,14 @@ from raybert.config.groups import (
     DataSettings,
     ModelSettings,
     OutputSettings,
+    PrepareSettings,
     SearchSettings,
+    TokenizerSettings,
+    TokensOutput,
+    VocabularySettings,
     WorkersSettings,
 )
-from raybert.config.verbs import EmbedConfig, SearchConfig, VerifyConfig
+from raybert.config.verbs import EmbedConfig, PrepareConfig, SearchConfig, VerifyConfig, VocabularyConfig
 
 __all__ = [
     "ChunkSettings",
@@ -28,10 +32,16 @@ __all__ = [
     "EmbedConfig",
     "ModelSettings",
     "OutputSettings",
+    "PrepareConfig",
+    "PrepareSettings",
     "SearchConfig",
     "SearchSettings",
     "Settings",
+    "TokenizerSettings",
+    "TokensOutput",
     "VerifyConfig",
+    "VocabularyConfig",
+    "VocabularySettings",
     "WorkersSettings",
     "describe",
     "dump_yaml",

@@ -139,6 +139,70 @@ class WorkersSettings(Settings):
         return value
 
 
+class TokenizerSettings(Settings):
+    """The tokenizer that texts become ids with."""
+
+    name: str = Field(
+        "",
+        description="folder or Hugging Face hub name of a model or tokenizer, or a folder with a vocab.txt; required",
+    )
+    revision: str | None = Field(None, description="branch, tag or commit of a hub model")
+
+
+class PrepareSettings(Settings):
+    """How documents become instances to train on."""
+
+    objective: Literal["nsp", "sop", "full", "document"] = Field(
+        "nsp",
+        description="nsp: pairs, half with a random second part; sop: pairs, half swapped; full: sentences packed "
+        "across documents; document: a document a row, long ones split",
+    )
+    max_length: int = Field(128, ge=8, description="tokens of an instance, special ones included")
+    sentences: str = Field(
+        "en", description='language code whose rules find the sentences, or "lines" for a sentence a line'
+    )
+    duplicates: int = Field(1, ge=1, description="passes over the corpus with other random draws (nsp)")
+    short_probability: float = Field(
+        0.1, ge=0, le=1, description="share of documents with shorter pairs (nsp, sop)"
+    )
+    seed: int = Field(12345, ge=0, description="of all random draws")
+    min_chars: int = Field(0, ge=0, description="a shorter document is rejected")
+    max_repeated: float = Field(
+        1.0, ge=0, le=1, description="reject a document when more than this share of its lines repeat others"
+    )
+    deduplicate: bool = Field(False, description="reject a document whose text is that of an earlier one")
+    compatible: bool = Field(
+        False,
+        description="exactly the instances and masks of google-research/bert's create_pretraining_data.py, for each "
+        "file of sentences (data.format=documents; a sentence a line, documents apart by an empty line)",
+    )
+    mask_probability: float = Field(0.15, gt=0, lt=1, description="share of tokens to predict (compatible)")
+    max_predictions: int = Field(20, ge=1, description="tokens to predict at most (compatible)")
+    whole_words: bool = Field(False, description="mask the pieces of a word together (compatible)")
+
+
+class VocabularySettings(Settings):
+    """The tokenizer to train: WordPiece, as BERT's."""
+
+    size: int = Field(30_522, ge=300, description="tokens, special ones included; at most")
+    lowercase: bool = Field(True, description="fold case and strip accents")
+    min_frequency: int = Field(2, ge=1, description="how often a pair of pieces must occur to be joined")
+    max_length: int = Field(512, ge=8, description="what the tokenizer says is the longest input")
+
+
+class TokensOutput(Settings):
+    """The folder of token shards."""
+
+    path: str = Field("", description="folder to write, local or s3:// gs:// ...; required")
+    rows_per_shard: int = Field(4096, ge=1, description="documents of one output file at most")
+    on_change: Literal["refuse", "replace"] = Field(
+        "refuse", description="an input file changed or vanished: refuse to run, or redo that file"
+    )
+    max_rejects: int | float | None = Field(
+        None, ge=0, description="stop when more documents are rejected: a count, or a share below 1"
+    )
+
+
 class SearchSettings(Settings):
     """What to look for in a folder of vectors."""
 

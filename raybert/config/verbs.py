@@ -10,7 +10,11 @@ from raybert.config.groups import (
     DataSettings,
     ModelSettings,
     OutputSettings,
+    PrepareSettings,
     SearchSettings,
+    TokenizerSettings,
+    TokensOutput,
+    VocabularySettings,
     WorkersSettings,
 )
 
@@ -30,13 +34,37 @@ class EmbedConfig(Settings):
     dry_run: bool = Field(False, description="print the settings, the plan and an estimate; write nothing")
 
 
+class PrepareConfig(Settings):
+    """raybert prepare: documents to shards of token ids, ready for pretraining."""
+
+    model: TokenizerSettings = Field(default_factory=TokenizerSettings)
+    data: DataSettings = Field(default_factory=DataSettings)
+    prepare: PrepareSettings = Field(default_factory=PrepareSettings)
+    output: TokensOutput = Field(default_factory=TokensOutput)
+    workers: WorkersSettings = Field(default_factory=WorkersSettings)
+    dry_run: bool = Field(False, description="print the settings and the plan; write nothing")
+
+
+class VocabularyConfig(Settings):
+    """raybert vocabulary: a tokenizer trained on a corpus."""
+
+    class Output(Settings):
+        """The tokenizer."""
+
+        path: str = Field("", description="new folder to write, on a disk; required")
+
+    data: DataSettings = Field(default_factory=DataSettings)
+    vocabulary: VocabularySettings = Field(default_factory=VocabularySettings)
+    output: Output = Field(default_factory=Output)
+
+
 class VerifyConfig(Settings):
-    """raybert verify: check every promise of a folder of vectors."""
+    """raybert verify: check every promise of a folder of vectors or tokens."""
 
     class Data(Settings):
         """The folder."""
 
-        path: str = Field("", description="folder of vectors; required")
+        path: str = Field("", description="folder that raybert wrote; required")
 
     data: Data = Field(default_factory=Data)
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from raybert.corpus.inspect_tokens import token_problems
 from raybert.corpus.ledger import DATA, OURS, REJECTS, Commit, Source
 from raybert.corpus.shards import Shard
 from raybert.corpus.store import Store
@@ -53,8 +54,12 @@ def inspect_shard(store: Store, name: str, source: Source, shard: Shard, *, own_
             found.problems.append("the content is not what was committed (sha256 differs)")
         file = pq.ParquetFile(pa.BufferReader(data))
         found.schema = file.schema_arrow.serialize().to_pybytes()
-        _check_file(found, file, commit)
-        _check_rows(found, file, commit, shard, source.label if own_ids else None, rejected)
+        metadata = read_metadata(file.schema_arrow)
+        if metadata.get("kind") == "tokens":
+            found.problems += token_problems(file, commit, metadata)
+        else:
+            _check_file(found, file, commit)
+            _check_rows(found, file, commit, shard, source.label if own_ids else None, rejected)
     except Exception as error:
         found.problems.append(f"cannot be read: {_one_line(error)}")
     return found

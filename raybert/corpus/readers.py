@@ -13,7 +13,7 @@ from raybert.corpus.shards import Scan, Shard, Size
 from raybert.corpus.sources import File, compression_of
 from raybert.corpus.streams import naming
 
-__all__ = ["REASON", "Scan", "Shard", "check_columns", "read", "scan", "spans"]
+__all__ = ["REASON", "Scan", "Shard", "check_columns", "read", "reads_anywhere", "scan", "spans"]
 
 REASON = "_reason"
 """The last column of every table: null where the row is fine."""
@@ -117,6 +117,11 @@ def check_columns(file: File, scan: Scan, wanted: list[str]) -> None:
             raise ValueError(
                 f"data.text, data.id or data.columns: column {name!r} is not in {file.uri}; it has: {names}"
             )
+
+
+def reads_anywhere(file: File) -> bool:
+    """Whether a shard in the middle can be read without what is before it."""
+    return not _only_from_the_start(file)
 
 
 def _only_from_the_start(file: File) -> bool:

@@ -19,12 +19,21 @@ from raybert.corpus.store import Store
 
 _SHOWN = 10
 _IDS_AT_ONCE = 20_000_000  # 160 MB of hashes
+# What a verb makes of a row, what of all rows, and what it cuts (nothing: "").
+WORDS = {
+    "embed": ("embedded", "vectors", "truncated"),
+    "prepare": ("used", "instances", ""),
+}
 
 
 @dataclass(frozen=True)
 class Report:
-    """Counts of the whole folder; speed and seconds of this run. `aside` are shards given up, with the reason."""
+    """Counts of the whole folder; speed and seconds of this run. `aside` are shards given up, with the reason.
 
+    For `raybert prepare`, `embedded` are the documents used and `vectors` the instances made of them.
+    """
+
+    verb: str
     path: str
     rows: int
     embedded: int
@@ -43,7 +52,7 @@ class Report:
         """Raise RuntimeError unless every row of the plan is embedded, rejected, or in a shard named as given up."""
         if not self.aside and self.embedded + self.rejected != self.rows:
             raise RuntimeError(
-                f"{self.path}: {self.rows:,} rows were planned, but {self.embedded:,} embedded + {self.rejected:,} "
+                f"{self.path}: {self.rows:,} rows were planned, but {self.embedded:,} {WORDS[self.verb][0]} + {self.rejected:,} "
                 f"rejected are {self.embedded + self.rejected:,}; run `raybert verify {self.path}`"
             )
 
@@ -52,22 +61,22 @@ class Report:
         return json.dumps(asdict(self), indent=1)
 
     def __str__(self) -> str:
+        done, made, cut = WORDS[self.verb]
         lines = [
-            f"rows       {self.rows:>13,} = {self.embedded:,} embedded + {self.rejected:,} rejected"
+            f"rows       {self.rows:>13,} = {self.embedded:,} {done} + {self.rejected:,} rejected"
             + (f" + {self.rows - self.embedded - self.rejected:,} given up" if self.aside else ""),
             *(f"             {count:,} x {reason}" for reason, count in sorted(self.reasons.items())),
-            f"vectors    {self.vectors:>13,}",
-            f"truncated  {self.truncated:>13,}",
+            f"{made:10} {self.vectors:>13,}",
+            *([f"{cut:10} {self.truncated:>13,}"] if cut else []),
             f"tokens     {self.tokens:>13,}",
         ]
         if self.duplicate_ids:
             examples = ", ".join(self.duplicate_examples)
             lines.append(f"duplicates {self.duplicate_ids:>13,} ids occur more than once: {examples}")
         if self.run.get("tokens"):
-            lines += [
-                f"padding    {self.run['padding_share']:>13.1%}",
-                f"tokens/s   {self.run['tokens_per_second']:>13,.0f}",
-            ]
+            if self.verb == "embed":
+                lines.append(f"padding    {self.run['padding_share']:>13.1%}")
+            lines.append(f"tokens/s   {self.run['tokens_per_second']:>13,.0f}")
         else:
             lines.append("nothing was left to do")
         lines += [f"time       {duration(self.run['seconds']):>13}", f"where      {self.path}/data/"]
@@ -80,6 +89,7 @@ class Report:
 
 
 def finish_report(
+    verb: str,
     plan: Plan,
     commits: Mapping[str, Commit],
     aside: Mapping[str, str],
@@ -110,6 +120,7 @@ def finish_report(
         "busy_seconds": round(progress.busy_seconds, 2),
     }
     return Report(
+        verb=verb,
         path=path,
         rows=plan.rows,
         shards=len(commits),

@@ -175,13 +175,6 @@ def worker_pool(workers: WorkersSettings) -> Pool:
     return Pool(low, min(high, max(low, fits)), cpus, gpus)
 
 
-def warm_up() -> None:
-    """Let Ray Data start its helper processes and import what it needs, while there is nothing else to do."""
-    import ray.data
-
-    ray.data.range(1).materialize()
-
-
 def cluster_map(function: Callable[[Any], Any], items: list[Any]) -> list[Any]:
     """Map over the cluster, one CPU a call, results in order."""
     import ray
