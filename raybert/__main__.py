@@ -25,6 +25,7 @@ class Verb(NamedTuple):
 VERBS = {
     "embed": Verb(settings.EmbedConfig, "raybert.embed", (), "[config.yaml] [key=value ...]"),
     "prepare": Verb(settings.PrepareConfig, "raybert.prepare", (), "[config.yaml] [key=value ...]"),
+    "pretrain": Verb(settings.PretrainConfig, "raybert.train.pretrain", (), "[config.yaml] [key=value ...]"),
     "vocabulary": Verb(settings.VocabularyConfig, "raybert.vocabulary", (), "[config.yaml] [key=value ...]"),
     "verify": Verb(settings.VerifyConfig, "raybert.verify", ("data.path",), "FOLDER"),
     "search": Verb(
@@ -40,8 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb. Returns 0, 1 for a failed run, 2 for settings or input that must be changed first."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(_overview())
-        return 0
+        return _show(_overview())
     name, *rest = arguments
     if name == "--version":
         from raybert import __version__
@@ -54,8 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"unknown verb {name!r}" + (f"; did you mean {near!r}?" if near else "; see raybert --help"), 2
         )
     if "-h" in rest or "--help" in rest:
-        print(_verb_help(name))
-        return 0
+        return _show(_verb_help(name))
     from raybert.corpus.session import Terminated, terminate
 
     signal.signal(signal.SIGTERM, terminate)
@@ -117,6 +116,15 @@ def _verb_help(name: str) -> str:
             "Values are JSON where that fits, else text: workers.count=[1,4] data.path=docs/*.parquet",
         ]
     )
+
+
+def _show(text: str) -> int:
+    """Print; a reader that has seen enough (`| head`) is no error."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
 
 
 def _fail(message: str, code: int, *, debug: bool = False) -> int:

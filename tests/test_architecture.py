@@ -66,6 +66,17 @@ def test_training_data_is_made_without_torch_and_ray(file):
     assert not uses(names, "ray")
 
 
+PURE = {"packed", "pretraining_model", "step", "optimizers", "lamb", "schedules", "spikes", "progress"}
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if place(f) == "train" and f.stem in PURE], ids=str)
+def test_the_step_needs_neither_ray_nor_deepspeed(file):
+    names = imports(file)
+    assert not uses(names, "ray")
+    assert not uses(names, "deepspeed")
+    assert all(n.startswith(("raybert.train", "raybert.encoder")) for n in uses(names, "raybert"))
+
+
 @pytest.mark.parametrize("file", [f for f in FILES if place(f) in JOBS], ids=str)
 def test_jobs_do_not_import_one_another(file):
     others = {f"raybert.{job}" for job in JOBS - {place(file)}}

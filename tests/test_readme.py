@@ -32,7 +32,14 @@ COMMANDS = [
 
 
 def test_the_readme_shows_every_verb():
-    assert {command[0] for command in COMMANDS} == {"embed", "prepare", "verify", "vocabulary", "search"}
+    assert {command[0] for command in COMMANDS} == {
+        "embed",
+        "prepare",
+        "pretrain",
+        "verify",
+        "vocabulary",
+        "search",
+    }
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
@@ -68,11 +75,15 @@ def test_commands_and_python_run_as_they_stand(tmp_path, tiny):
         "model.name=...": "model.name=model/",
         "data.path=...": "data.path=docs/",
         "output.path=...": "output.path=elsewhere/",
+        "train.steps=100000": "train.steps=2",
+        "model.hidden=256": "model.hidden=64",
     }
     for command in COMMANDS:
         words = [filled.get(word, word) for word in command]
         if command[0] == "embed" and "dry_run=true" not in words:
             words.append("data.columns=package,kind")  # what the search below filters on
+        if command[0] == "pretrain":
+            words.append("train.global_batch_tokens=512")
         out = run(sys.executable, "-m", "raybert", *words)
         assert out.strip()
     shutil.rmtree(tmp_path / "vectors")

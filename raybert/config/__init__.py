@@ -23,6 +23,7 @@ from raybert.config.groups import (
     VocabularySettings,
     WorkersSettings,
 )
+from raybert.config.training import PretrainConfig
 from raybert.config.verbs import EmbedConfig, PrepareConfig, SearchConfig, VerifyConfig, VocabularyConfig
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "OutputSettings",
     "PrepareConfig",
     "PrepareSettings",
+    "PretrainConfig",
     "SearchConfig",
     "SearchSettings",
     "Settings",

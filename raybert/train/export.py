@@ -1,0 +1,114 @@
+"""A checkpoint as a plain Hugging Face folder: weights, config, tokenizer and a model card. Also while a run goes on."""
+
+import contextlib
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from raybert.corpus.store import Store
+from raybert.train.checkpoint import Checkpoints, RunState
+from raybert.train.gather import load_weights
+
+CHECKPOINTS = "checkpoints"
+
+_CARD = """---
+library_name: transformers
+tags:
+- pretraining
+- raybert
+---
+# {name}
+
+A {kind} pretrained by raybert {version} for {step:,} steps (objective: {objective}).
+
+```python
+from transformers import AutoTokenizer, {kind}
+
+tokenizer, model = AutoTokenizer.from_pretrained("{name}"), {kind}.from_pretrained("{name}")
+```
+
+| figure | value |
+|---|---|
+{figures}
+
+Settings that decided the numbers:
+
+```json
+{settings}
+```
+"""
+
+
+def export(run: str, target: str, *, step: int | None = None, tokens: str | None = None) -> int:
+    """Write the model of a run's checkpoint (default: the newest) to `target`; both local or in an object store.
+
+    Args:
+        run: `output.path` of the run.
+        tokens: where its token shards, and with them the tokenizer, lie now; default: where they did.
+
+    Returns:
+        The step it is from.
+
+    Raises:
+        ValueError: the run has no such checkpoint, or it is damaged.
+    """
+    checkpoints = Checkpoints(f"{run.rstrip('/')}/{CHECKPOINTS}")
+    steps = checkpoints.steps()
+    if not steps or (step is not None and step not in steps):
+        raise ValueError(
+            f"{run} has no checkpoint{'' if step is None else f' of step {step}'}; it has {steps or 'none'}"
+        )
+    step = steps[-1] if step is None else step
+    state = RunState(
+        **{
+            key: value
+            for key, value in checkpoints.record(step).items()
+            if key in RunState.__dataclass_fields__
+        }
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        kind = _save_model(folder, state.job, checkpoints.weights(step))
+        source = Store(tokens or state.job["phases"][-1]["path"])
+        for name in source.sizes("tokenizer"):
+            Path(folder, name).write_bytes(source.read(f"tokenizer/{name}"))
+        Path(folder, "README.md").write_text(_card(target, kind, state))
+        store = Store(target)
+        for file in sorted(Path(folder).iterdir()):
+            store.write(file.name, file.read_bytes())
+        if store.local:  # where files were written aside; nothing of ours stays in a plain folder
+            with contextlib.suppress(OSError):
+                Path(store.path("_raybert/tmp")).rmdir()
+                Path(store.path("_raybert")).rmdir()
+    return step
+
+
+def _save_model(folder: str, job: Mapping[str, Any], weights: dict[str, Any]) -> str:
+    """`save_pretrained` of the model with these weights; the name of its class."""
+    from transformers import AutoConfig
+    from transformers.utils import logging
+
+    from raybert.train.pretraining_model import build_model
+
+    logging.disable_progress_bar()
+    settings = dict(job["model_config"])
+    model = build_model(AutoConfig.for_model(settings.pop("model_type"), **settings), pairs=job["pairs"])
+    load_weights(model, weights)
+    model.save_pretrained(folder)
+    return type(model).__name__
+
+
+def _card(target: str, kind: str, state: RunState) -> str:
+    figures = {f"held out: {name}": value for name, value in state.evaluation.items()}
+    if state.loss is not None:
+        figures["training loss"] = state.loss
+    return _CARD.format(
+        name=target.rstrip("/").rpartition("/")[2],
+        kind=kind,
+        version=state.versions.get("raybert", ""),
+        step=state.step,
+        objective=state.job["tokens"]["objective"],
+        figures="\n".join(f"| {name} | {value:.4g} |" for name, value in figures.items()),
+        settings=json.dumps(state.job["requested"], indent=1),
+    )

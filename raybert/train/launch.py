@@ -1,0 +1,145 @@
+"""The workers of a run on Ray Train: started, started again when one is lost, their lines shown on the driver.
+
+Ray Train launches and notices failures; what is saved and gone on from is ours alone (its reported checkpoints are bound
+to the number of workers and can be lost).
+"""
+
+import contextlib
+import sys
+import threading
+import uuid
+from typing import Any
+
+import ray
+
+from raybert.config.training import PretrainConfig
+from raybert.corpus.session import Pool
+
+
+@ray.remote(num_cpus=0)
+class Board:
+    """Where workers leave lines for the user, the result, and why the run cannot be done at all."""
+
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+        self._failure: tuple[str, str] | None = None
+        self._result: dict[str, Any] = {}
+
+    def say(self, line: str) -> None:
+        self._lines.append(line)
+
+    def take(self) -> list[str]:
+        lines, self._lines = self._lines, []
+        return lines
+
+    def fail(self, kind: str, why: str) -> None:
+        self._failure = self._failure or (kind, why)
+
+    def failure(self) -> tuple[str, str] | None:
+        return self._failure
+
+    def finish(self, result: dict[str, Any]) -> None:
+        self._result = result
+
+    def result(self) -> dict[str, Any]:
+        return self._result
+
+
+def work(given: dict[str, Any]) -> None:
+    """One worker's life. A failure that would come again is left on the board, so that no restart is tried."""
+    import ray.train.torch
+    import torch
+
+    from raybert.train.loop import Run
+    from raybert.train.spikes import TrainingDiverged
+
+    board = given["board"]
+    if ray.get(board.failure.remote()) is not None:
+        return
+    device = ray.train.torch.get_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    try:
+        config = PretrainConfig.model_validate(given["config"])
+        result = Run(config, given["job"], device, board.say.remote).go()
+        ray.get(board.finish.remote(result))
+    except TrainingDiverged as error:  # on all ranks alike
+        ray.get(board.fail.remote("diverged", str(error)))
+    except ValueError as error:  # maybe on this one only: the others must not wait for it
+        ray.get(board.fail.remote("unusable", str(error)))
+        raise
+
+
+def launch(config: PretrainConfig, job: dict[str, Any], pool: Pool) -> dict[str, Any]:
+    """Run to the end on the workers of `pool`; the final figures.
+
+    Raises:
+        ValueError: settings that the workers found unusable.
+        RuntimeError: the loss went wrong, or workers were lost more often than `train.restarts`.
+    """
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    board = Board.remote()
+    trainer = TorchTrainer(
+        work,
+        train_loop_config={"config": config.model_dump(mode="json"), "job": job, "board": board},
+        torch_config=TorchConfig(backend="nccl" if pool.gpus else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=pool.low if pool.low == pool.high else (pool.low, pool.high),
+            use_gpu=bool(pool.gpus),
+            resources_per_worker={"CPU": pool.cpus, **({"GPU": pool.gpus} if pool.gpus else {})},
+        ),
+        run_config=RunConfig(
+            name=uuid.uuid4().hex,  # a known name would make Ray go on from a checkpoint of its own
+            storage_path=f"{config.output.path.rstrip('/')}/_raybert/ray",
+            failure_config=FailureConfig(max_failures=config.train.restarts),
+        ),
+    )
+    with _lines_shown(board):
+        try:
+            trainer.fit()
+        except TrainingFailedError as error:
+            _raise_known(board)
+            raise RuntimeError(f"training failed: {_cause(error)}; run the same command to go on") from error
+    _raise_known(board)
+    return ray.get(board.result.remote())
+
+
+def _raise_known(board: Any) -> None:
+    failure = ray.get(board.failure.remote())
+    if failure is not None:
+        kind, why = failure
+        raise ValueError(why) if kind == "unusable" else RuntimeError(why)
+
+
+def _cause(error: Exception) -> str:
+    """The first worker's last line."""
+    failures = getattr(error, "worker_failures", {})
+    first = next(iter(failures.values()), error)
+    return str(first).strip().splitlines()[-1] if str(first).strip() else type(first).__name__
+
+
+@contextlib.contextmanager
+def _lines_shown(board: Any) -> Any:
+    """The workers' lines on standard error, twice a second."""
+    ended = threading.Event()
+
+    def show() -> None:
+        while not ended.wait(0.5):
+            _show(board)
+
+    thread = threading.Thread(target=show, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        _show(board)
+
+
+def _show(board: Any) -> None:
+    for line in ray.get(board.take.remote()):
+        print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,125 @@
+"""Packed batches for training: no padding, and attention that keeps the sequences of a batch apart.
+
+The model stays a plain transformers model; only its attention function is ours, by transformers' own interface. Where
+the sequences lie travels as the keyword `packed` through the model's forward, so that a layer which is computed again
+in the backward pass (activation checkpointing) gets the same.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from raybert.encoder.attention import Rows, flash_works, to_device
+
+PACKED = "raybert_packed"
+
+
+class Micro(Protocol):
+    """What is read of a `raybert.pretrain.stream.MicroBatch`: one packed forward pass, as numpy arrays."""
+
+    ids: np.ndarray
+    lengths: np.ndarray
+    types: np.ndarray
+    positions: np.ndarray
+    labels: np.ndarray
+    pair_labels: np.ndarray
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """One forward pass on its device, sequences in the order of their lengths.
+
+    Attributes:
+        ids: int64 [1, tokens]. types: int64 [1, tokens].
+        places: int64 [1, tokens], the place of every token in its sequence, from 0.
+        rows: where the sequences lie.
+        starts: int64 [n], the first token of every sequence.
+        positions: int64 [m], the tokens to predict, and labels: int64 [m], what they are.
+        pair_labels: int64 [n], 0 or 1; -100 for a sequence that is no pair.
+    """
+
+    ids: Tensor
+    types: Tensor
+    places: Tensor
+    rows: Rows
+    starts: Tensor
+    positions: Tensor
+    labels: Tensor
+    pair_labels: Tensor
+
+
+def pack(micro: Micro, device: str | torch.device = "cpu") -> PackedBatch:
+    """The batch on its device. Sequences are sorted by length: those of one length are attended to in one call."""
+    order = np.argsort(micro.lengths, kind="stable")
+    lengths = np.asarray(micro.lengths, dtype=np.int64)[order]
+    old_starts = np.concatenate([[0], np.cumsum(micro.lengths)[:-1]])[order]
+    rows = Rows(lengths, str(device))
+    moved_from = np.repeat(old_starts, lengths) + rows.positions  # old place of every token, in the new order
+    new_place = np.empty_like(moved_from)
+    new_place[moved_from] = np.arange(len(moved_from))
+
+    def there(array: np.ndarray) -> Tensor:
+        return to_device(np.ascontiguousarray(array, dtype=np.int64), device)
+
+    return PackedBatch(
+        ids=there(micro.ids[moved_from])[None],
+        types=there(micro.types[moved_from])[None],
+        places=there(rows.positions)[None],
+        rows=rows,
+        starts=there(rows.offsets[:-1]),
+        positions=there(new_place[micro.positions]),
+        labels=there(micro.labels),
+        pair_labels=there(micro.pair_labels[order]),
+    )
+
+
+def empty_batch(device: str | torch.device = "cpu") -> PackedBatch:
+    """One token and nothing to predict: what a rank computes while others have one batch more."""
+    zero = torch.zeros(1, dtype=torch.int64, device=device)
+    rows = Rows(np.ones(1, dtype=np.int64), str(device))
+    return PackedBatch(zero[None], zero[None], zero[None], rows, zero, zero[:0], zero[:0], zero - 100)
+
+
+def attend_packed(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    packed: Rows,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """softmax(q k' * scaling) v within every sequence, differentiable, with dropout of the weights.
+
+    Args:
+        query: [1, heads, tokens, d]; key and value likewise.
+        packed: where the sequences lie.
+        attention_mask: must be None; nothing is padded.
+
+    Returns:
+        [1, tokens, heads, d], and no weights.
+    """
+    assert attention_mask is None
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [tokens, heads, d]
+    if dropout == 0 and flash_works(q):
+        from torch.nn.attention.varlen import varlen_attn
+
+        ends, longest = packed.cumulative, packed.longest
+        return varlen_attn(q, k, v, ends, ends, longest, longest, scale=scaling)[None], None
+    parts = []
+    for start, end, length in packed.runs:
+        a, b, c = (x[start:end].unflatten(0, (-1, length)).transpose(1, 2) for x in (q, k, v))
+        found = F.scaled_dot_product_attention(a, b, c, dropout_p=dropout, scale=scaling)
+        parts.append(found.transpose(1, 2).flatten(0, 1))
+    return torch.cat(parts)[None], None
+
+
+AttentionInterface.register(PACKED, attend_packed)

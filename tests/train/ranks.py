@@ -1,0 +1,244 @@
+"""Runs what the tests of the engine need in processes of one gloo group: python -m tests.train.ranks RANK WORLD FOLDER JOB."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+STEPS, BINS, SEED = 6, 5, 3
+
+
+def batches(step: int):
+    """The global batch of a step: 5 bins of different sizes."""
+    from tests.train.fakes import micro
+
+    return [(number, micro(100 * step + number, (4 + number, 9, 3 + step))) for number in range(BINS)]
+
+
+def losses(engine, first: int, last: int) -> list[float]:
+    """Train steps `first` to `last`; the losses."""
+    import torch.distributed as dist
+
+    from raybert.train.step import even_out
+
+    rank, world = dist.get_rank(), dist.get_world_size()
+    out = []
+    for step in range(first, last):
+        own = even_out(batches(step)[rank::world], BINS, world)
+        out.append(engine.train(own, lr=3e-3, seed=SEED, step=step).loss)
+    return out
+
+
+def engine_of(zero: int, precision: str = "float32", start=None, **settings):
+    from raybert.train.engine import Engine, EngineSettings
+    from raybert.train.gather import load_weights, restore
+    from tests.train.fakes import model
+
+    made = model(pairs=True, dropout=0.1)
+    if start is not None:
+        load_weights(made.plain, start.weights)
+    engine = Engine(made, EngineSettings(zero=zero, precision=precision, **settings))
+    if start is not None:
+        restore(engine, start)
+    return engine
+
+
+def stages(folder: Path, rank: int) -> dict:
+    """Losses of 6 steps by stage and precision; a state after 3 of them."""
+    from raybert.train.checkpoint import Checkpoints, RunState
+    from raybert.train.gather import gather
+
+    out = {}
+    for zero in (0, 1, 2, 3):
+        engine = engine_of(zero)
+        out[f"zero{zero}"] = losses(engine, 0, 3)
+        tensors = gather(engine)
+        if rank == 0:
+            Checkpoints(folder / f"zero{zero}").write(tensors, RunState(step=3, digests=[1, 2]))
+        out[f"zero{zero}"] += losses(engine, 3, STEPS)
+        out[f"norm{zero}"] = engine._norm
+        out[f"evaluate{zero}"] = engine.evaluate(
+            batches(0)[rank::2] if rank == 0 else [*batches(0)[1::2], None]
+        ).loss
+        engine.close()
+    engine = engine_of(0, optimizer="lamb")
+    out["lamb"] = losses(engine, 0, STEPS)
+    engine.close()
+    for zero in (0, 1, 2, 3):
+        engine = engine_of(zero, "bfloat16", recompute=zero == 2)
+        out[f"bfloat16-{zero}"] = losses(engine, 0, STEPS)
+        engine.close()
+    return out
+
+
+def resume(folder: Path, rank: int) -> dict:
+    """Losses of steps 3 to 5 from the states of `stages`, on another world and other stages."""
+    from raybert.train.checkpoint import Checkpoints
+    from raybert.train.gather import gather
+
+    out = {}
+    for was, zero, precision in [
+        (0, 2, "float32"),
+        (1, 3, "float32"),
+        (2, 1, "float32"),
+        (3, 0, "float32"),
+        (2, 2, "float32"),
+        (2, 1, "bfloat16"),
+    ]:
+        tensors, _ = Checkpoints(folder / f"zero{was}").read(3)
+        engine = engine_of(zero, precision, start=tensors)
+        again = gather(engine)
+        if rank == 0:
+            import torch
+
+            same = all(torch.equal(tensors.weights[n], again.weights[n]) for n in tensors.weights)
+            same &= all(torch.equal(tensors.moments[n], again.moments[n]) for n in tensors.moments)
+            out[f"same-{was}-{zero}-{precision}"] = same and again.updates == 3
+        out[f"{was}-{zero}-{precision}"] = losses(engine, 3, STEPS)
+        engine.close()
+    return out
+
+
+def spike(folder: Path, rank: int) -> dict:
+    """Runs whose seventh batch has a loss that is not a number, or high ones from there: stopped, and rewound."""
+    from dataclasses import replace
+
+    from raybert.train.engine import Engine
+    from raybert.train.spikes import TrainingDiverged
+
+    train = Engine.train
+    out: dict = {}
+    for kind, on_spike, wrong in [
+        ("nan", "stop", 1),
+        ("nan", "rewind", 1),
+        ("high", "rewind", 3),
+        ("high", "ignore", 3),
+    ]:
+        name, seen, bad = f"{kind}-{on_spike}", [], []
+
+        def spoilt(self, micros, *, lr, seed, step, kind=kind, wrong=wrong, seen=seen, bad=bad):
+            found = train(self, micros, lr=lr, seed=seed, step=step)
+            digest = micros[0][1].digest
+            seen.append([step, digest])
+            if step >= 6 and len(bad) < wrong:  # these batches are bad, whenever they come
+                bad.append(digest)
+            high = found.loss * 3 if kind == "high" else float("nan")
+            return replace(found, loss=high) if digest in bad else found
+
+        Engine.train = spoilt
+        run, lines = loop_run(
+            folder, name, {"steps": 12, "on_spike": on_spike, "spike": {"patience": 3, "window": 4}}
+        )
+        try:
+            run.go()
+        except TrainingDiverged as error:
+            lines.append(str(error))
+        out[name] = {
+            "seen": seen,
+            "bad": bad,
+            "lines": lines,
+            "steps": run.checkpoints.steps(),
+            "skipped": run.skipped,
+        }
+    Engine.train = train
+    return out
+
+
+def phases(folder: Path, rank: int) -> dict:
+    """Two phases with tokens, rates and batch sizes of their own; and half an epoch."""
+    from tests.train.tokens import token_folder
+
+    long = token_folder(folder / "long", shards=2)
+    parts = [{"steps": 4}, {"steps": 3, "path": long, "lr": 1e-3, "global_batch_tokens": 512}]
+    run, _ = loop_run(
+        folder,
+        "phases",
+        {"phases": parts, "evaluate": {"every": 0}, "log_every": 1, "checkpoint": {"keep": 9}},
+    )
+    run.go()
+    saved = run.checkpoints.steps()
+    epochs, _ = loop_run(folder, "epochs", {"epochs": 0.5, "evaluate": {"every": 0}})
+    return {
+        **run.records.history.values,
+        "saved": saved,
+        "epochs": epochs.steps,
+        "per_epoch": epochs.streams[0].steps_per_epoch,
+    }
+
+
+def loop_run(folder: Path, name: str, train: dict):
+    """A run of the loop in this process, and its lines."""
+    from raybert.config.training import PretrainConfig
+    from raybert.train.job import complete_job, make_job
+    from raybert.train.loop import Run
+    from tests.train.tokens import token_folder
+
+    tokens = folder / "tokens"
+    if not tokens.exists():
+        token_folder(tokens)
+    common = {
+        "global_batch_tokens": 256,
+        "lr": 3e-3,
+        "log_every": 4,
+        "warmup": 0,
+        "checkpoint": {"steps": 2, "keep": 9},
+    }
+    config = PretrainConfig.model_validate(
+        {
+            "model": {"layers": 1, "hidden": 16, "heads": 2},
+            "data": {"path": str(tokens)},
+            "output": {"path": str(folder / name)},
+            "batch_tokens": 256,
+            "track": [],
+            "train": {**common, **train},
+        }
+    )
+    job = make_job(config)
+    complete_job(job, config, gpu=False)
+    lines: list[str] = []
+    return Run(config, job, "cpu", lines.append), lines
+
+
+def run(world: int, folder: Path, job: str) -> dict:
+    """Do `job` in `world` processes; what rank 0 found."""
+    folder.mkdir(parents=True, exist_ok=True)
+    meeting = folder / f"meet-{job}-{world}"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": "/nowhere", "GLOO_SOCKET_IFNAME": "lo"}
+    command = [sys.executable, "-m", "tests.train.ranks"]
+    started = [
+        subprocess.Popen(
+            [*command, str(rank), str(world), str(folder), job, str(meeting)],
+            cwd=ROOT,
+            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(world)
+    ]
+    try:
+        said = [process.communicate(timeout=240)[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    failed = [text for process, text in zip(started, said, strict=True) if process.returncode]
+    assert not failed, "\n".join(text[-2500:] for text in failed)
+    return json.loads((folder / f"{job}-{world}.json").read_text())
+
+
+def main(rank: int, world: int, folder: Path, job: str, meeting: str) -> None:
+    """One process of the group. PATH has no compiler: DeepSpeed must do without."""
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
+    found = {"stages": stages, "resume": resume, "spike": spike, "phases": phases}[job](folder, rank)
+    if rank == 0:
+        (folder / f"{job}-{world}.json").write_text(json.dumps(found))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4], sys.argv[5])

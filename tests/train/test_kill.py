@@ -1,0 +1,91 @@
+"""A run loses a worker, or its driver, and ends with the model that it would have had."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from torch.testing import assert_close
+
+from raybert.train.checkpoint import Checkpoints
+from raybert.train.pretrain import pretrain
+from tests.train.tokens import settings
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.slow
+
+
+def wait_for_step(output: Path, step: int) -> None:
+    checkpoints = Checkpoints(output / "checkpoints")
+    deadline = time.monotonic() + 120
+    while max(checkpoints.steps(), default=0) < step:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def kill_a_worker(output: Path, killed: list[int]) -> None:
+    wait_for_step(output, 3)
+    for process in psutil.Process().children(recursive=True):
+        if "RayTrainWorker" in " ".join(process.cmdline()):
+            process.send_signal(signal.SIGKILL)
+            killed.append(process.pid)
+            return
+
+
+def same_end(output: Path, whole: Path) -> None:
+    """Weights, held-out figures and the content of the batches are those of the undisturbed run."""
+    one, other = Checkpoints(output / "checkpoints"), Checkpoints(whole / "checkpoints")
+    assert_close(one.weights(12), other.weights(12), atol=1e-4, rtol=0)
+    assert one.record(12)["digests"] == other.record(12)["digests"]
+    assert len(set(one.record(12)["digests"])) == 12
+    assert_close(one.record(12)["evaluation"], other.record(12)["evaluation"], atol=1e-4, rtol=0)
+
+
+def test_a_killed_worker_costs_nothing_but_time(finished, tokens, tmp_path, capfd):
+    killed: list[int] = []
+    thread = threading.Thread(target=kill_a_worker, args=(tmp_path / "run", killed))
+    thread.start()
+    # a checkpoint a step: the run is slow enough to be killed
+    report = pretrain(settings(tokens, tmp_path / "run", **{"train.checkpoint.steps": 1}))
+    thread.join()
+    assert len(killed) == 1
+    said = capfd.readouterr().err
+    assert "going on from step" in said
+    assert "step 12/12  loss " in said
+    assert report.figures["steps"] == 12
+    same_end(tmp_path / "run", finished[0])
+
+
+def test_a_killed_run_is_gone_on_with_by_another_number_of_workers(finished, tokens, tmp_path):
+    output = tmp_path / "run"
+    values = settings(tokens, output, **{"train.checkpoint.steps": 1, "workers.count": 1})
+    code = "import json, sys; from raybert.train.pretrain import pretrain; pretrain(json.loads(sys.argv[1]))"
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    driver = subprocess.Popen(
+        [sys.executable, "-c", code, json.dumps(values)],
+        cwd=ROOT,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for_step(output, 3)
+    for process in [
+        *psutil.Process(driver.pid).children(recursive=True),
+        driver,
+    ]:  # as if the machine went down
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    driver.communicate()
+    assert Checkpoints(output / "checkpoints").steps()[-1] < 12
+    assert not (output / "model").exists()
+    report = pretrain(settings(tokens, output))  # on two
+    assert report.figures["steps"] == 12
+    assert (output / "model" / "model.safetensors").exists()
+    same_end(output, finished[0])
