@@ -115,8 +115,11 @@ def attend_packed(
         ends, longest = packed.cumulative, packed.longest
         return varlen_attn(q, k, v, ends, ends, longest, longest, scale=scaling)[None], None
     parts = []
-    for start, end, length in packed.runs:
-        a, b, c = (x[start:end].unflatten(0, (-1, length)).transpose(1, 2) for x in (q, k, v))
+    # split and not slices: the gradient of a slice is as large as all of the batch
+    sizes = [end - start for start, end, _ in packed.runs]
+    pieces = zip(q.split(sizes), k.split(sizes), v.split(sizes), packed.runs, strict=True)
+    for *three, (_, _, length) in pieces:
+        a, b, c = (x.unflatten(0, (-1, length)).transpose(1, 2) for x in three)
         found = F.scaled_dot_product_attention(a, b, c, dropout_p=dropout, scale=scaling)
         parts.append(found.transpose(1, 2).flatten(0, 1))
     return torch.cat(parts)[None], None

@@ -1,6 +1,6 @@
 """Tokens/s of MLM training on this machine: raybert's packed step against Hugging Face's Trainer, alternating.
 
-    python tests/benchmarks/pretrain.py [models=small,base] [rounds=3] [batch_tokens=4096] [output=FILE.json]
+    python tests/benchmarks/pretrain.py [models=small,base] [rounds=3] [batch_tokens=1024] [output=FILE.json]
 
 One process a side and round, neither Ray nor DeepSpeed: the same sequences (docstrings of the installed packages, split
 at 512 tokens), weights of the same shape, AdamW, dropout 0.1, bfloat16 autocast where the CPU has it, and about
@@ -28,7 +28,7 @@ SIDES = ("raybert", "padded, raybert", "padded", "concatenated")
 SHAPES = {"small": (4, 256, 4), "base": (12, 768, 12)}  # layers, width, heads
 STEPS = {"small": 8, "base": 2}
 WARM, BLOCK, TEXTS = 2, 512, 8000
-DEFAULTS = {"models": "small,base", "rounds": "3", "batch_tokens": "4096", "output": ""}
+DEFAULTS = {"models": "small,base", "rounds": "3", "batch_tokens": "1024", "output": ""}
 
 
 def main(argv: Sequence[str]) -> int:
