@@ -161,8 +161,7 @@ class BuildShard:
         about = table.schema.metadata
         keys = document_keys(about[_SOURCE_ID].decode(), rows[good])
         name = f"{about[_SOURCE_ID].decode()} {about[_START].decode()}"
-        made, masks = self._build([texts[row] for row in good], keys, name)
-        used = np.unique(made.document)
+        made, used, masks = self._build([texts[row] for row in good], keys, name)
         for i in np.setdiff1d(np.arange(len(good)), used):
             reasons[good[i]] = "nothing to train on: it has too few tokens or sentences"
         names = [table["id"][row].as_py() for row in good]
@@ -180,7 +179,10 @@ class BuildShard:
         tokens = len(made.values)
         return Outcome(data, rejects, counts, encoded_tokens=tokens, padded_tokens=tokens)
 
-    def _instances(self, texts: list[str], keys: np.ndarray, name: str) -> tuple[Instances, Masks | None]:
+    def _instances(
+        self, texts: list[str], keys: np.ndarray, name: str
+    ) -> tuple[Instances, np.ndarray, Masks | None]:
+        """The instances, the numbers of the texts that are in them, and no masks."""
         pieces = [_pieces(text) if self._settings.sentences == "lines" else [text] for text in texts]
         owner = np.repeat(np.arange(len(texts)), [len(part) for part in pieces])
         number = np.concatenate([np.zeros(0, np.int64), *(np.arange(len(part)) for part in pieces)])
@@ -188,7 +190,10 @@ class BuildShard:
         piece_keys = keys[owner] + number.astype(np.uint64) * np.uint64(1 << 40)
         documents = self._tokenize(list(chain.from_iterable(pieces)), piece_keys)
         made = self._by_objective(documents, name)
-        return Instances(**{**vars(made), "document": owner[made.document]}), None
+        # an instance of many documents is named by its first, and holds all that have a token
+        full = self._settings.objective == "full"
+        used = np.flatnonzero(np.diff(documents.documents)) if full else made.document
+        return Instances(**{**vars(made), "document": owner[made.document]}), np.unique(owner[used]), None
 
     def _by_objective(self, documents: Documents, name: str) -> Instances:
         settings = self._settings
@@ -222,12 +227,12 @@ class _Compatible:
             self._tokenizer.model = model
         self._vocabulary = tokens_of(given.tokenizer.json)
 
-    def __call__(self, texts: list[str], keys: np.ndarray, name: str) -> tuple[Instances, Masks]:
+    def __call__(self, texts: list[str], keys: np.ndarray, name: str) -> tuple[Instances, np.ndarray, Masks]:
         settings, found, owner = self._settings, [], []
         for i, text in enumerate(texts):
             documents = [
                 [tokens for tokens in map(self._tokens, sentences) if tokens]
-                for sentences in google.split_documents(text.splitlines(keepends=True))
+                for sentences in google.split_documents(text.split("\n"))  # at nothing else, as there
             ]
             made = google.create_instances(
                 documents,
@@ -242,7 +247,7 @@ class _Compatible:
             )
             found += made
             owner += [i] * len(made)
-        return self._packed(found, owner), self._masks(found)
+        return self._packed(found, owner), np.unique(owner), self._masks(found)
 
     def _tokens(self, sentence: str) -> list[str]:
         return self._tokenizer.encode(sentence).tokens
@@ -280,7 +285,6 @@ def _pieces(text: str) -> list[str]:
 
 def donors_of(plan: Any, data: DataSettings, settings: PrepareSettings) -> Donors | None:
     """The shards of a plan to draw from; None where there are fewer than two that can be read by themselves."""
-
     sources = [source for source in plan.sources if reads_anywhere(plan.files[source.uri])]
     places = [
         (number, shard.start, shard.end, shard.begin, shard.stop)

@@ -123,6 +123,13 @@ def test_no_token_of_a_document_is_lost(tmp_path, tokenizer, job):
     assert found == {i: plain.encode(text).ids for i, text in enumerate(texts)}
 
 
+def test_documents_that_share_an_instance_are_all_used(tmp_path, job):
+    write(tmp_path / "in/a.parquet", ["the fox.", "a lazy dog.", "reads.", "\x01"])
+    report = job(prepare__objective="full")
+    assert (report.vectors, report.embedded, report.rejected) == (1, 3, 1)
+    assert report.reasons == {"nothing to train on": 1}
+
+
 def test_an_interrupted_job_ends_byte_identical(tmp_path, job):
     write(tmp_path / "in/a.parquet", documents(45))
     write(tmp_path / "in/b.parquet", documents(30, seed=1))
@@ -158,7 +165,8 @@ def test_compatible_mode_is_googles_script_on_every_file(tmp_path, tokenizer, jo
     (tmp_path / "in").mkdir()
     lines = ["\n".join(text.split(". ")) for text in documents(12, seed=5)]
     for name, part in (("a.txt", lines[:7]), ("b.txt", lines[7:])):
-        (tmp_path / "in" / name).write_text("\n\n".join(part) + "\n")
+        # a line ends at a line feed alone
+        (tmp_path / "in" / name).write_text("\n\n".join(part).replace(" fox", "\u2028fox") + "\n")
     settings = {"max_length": 32, "duplicates": 3, "max_predictions": 5, "seed": 7, "whole_words": True}
     job(
         **{f"prepare__{key}": value for key, value in settings.items()},
@@ -169,7 +177,7 @@ def test_compatible_mode_is_googles_script_on_every_file(tmp_path, tokenizer, jo
     plain = bare_tokenizer(text)
     table = output(tmp_path).to_pylist()
     for number, name in enumerate(("a.txt", "b.txt")):
-        parts = google.split_documents((tmp_path / "in" / name).read_text().splitlines(keepends=True))
+        parts = google.split_documents((tmp_path / "in" / name).open(newline="\n").readlines())
         tokens = [[found for line in part if (found := plain.encode(line).tokens)] for part in parts]
         seed = settings["seed"]
         others = {key: value for key, value in settings.items() if key != "seed"}

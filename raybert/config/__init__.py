@@ -5,10 +5,12 @@ from raybert.config.core import (
     Settings,
     describe,
     dump_yaml,
+    flat,
     load,
     nearest,
     nested,
     parse_value,
+    refuse_differences,
     require,
 )
 from raybert.config.groups import (
@@ -47,9 +49,11 @@ __all__ = [
     "WorkersSettings",
     "describe",
     "dump_yaml",
+    "flat",
     "load",
     "nearest",
     "nested",
     "parse_value",
+    "refuse_differences",
     "require",
 ]

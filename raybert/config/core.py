@@ -75,6 +75,34 @@ def nested(values: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The inverse of `nested`."""
+    out: dict[str, Any] = {}
+    for key, value in tree.items():
+        out |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return out
+
+
+def refuse_differences(
+    where: str, was: Mapping[str, Any], now: Mapping[str, Any], *, became: Mapping[str, Any] | None = None
+) -> None:
+    """Raise ValueError if the settings that a folder was started with are not those of now.
+
+    What a setting of then `became` (by its dotted key) is no difference.
+    """
+    old, new, became = flat(was), flat(now), became or {}
+    differ = [
+        f"{key}={new.get(key)!r} (was {old.get(key)!r})"
+        for key in sorted(old.keys() | new.keys())
+        if new.get(key) != old.get(key) and not (key in became and new.get(key) == became[key])
+    ]
+    if differ:
+        raise ValueError(
+            f"{where} was started with other settings: {', '.join(differ)}; "
+            "use the old settings to go on, or another output.path to start afresh"
+        )
+
+
 def describe(model: type[Settings], prefix: str = "") -> Iterator[tuple[str, str, str]]:
     """(key, default, meaning) of every setting, in order."""
     for name, field in model.model_fields.items():

@@ -9,11 +9,12 @@ import hashlib
 import os
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, ClassVar
 
-from raybert.config import DataSettings, Settings, dump_yaml
+from raybert.config import DataSettings, dump_yaml, flat, refuse_differences
 from raybert.corpus.filesystems import public_uri
 from raybert.corpus.ledger import OURS, Ledger, Source
 from raybert.corpus.plan import Plan, in_threads, make_plan
@@ -28,10 +29,10 @@ _CONFIG, _REPORT = f"{OURS}/config.yaml", f"{OURS}/report.json"
 Pending = Mapping[str, tuple[Source, Shard]]
 
 
-class Job:
+class Job(ABC):
     """One call of a verb. Ray is started when the first step needs it: a finished folder is seen without.
 
-    `config` must have the groups `data`, `output` and `workers`; subclasses give the methods that raise here.
+    `config` must have the groups `data`, `output` and `workers`; subclasses give the abstract methods.
     """
 
     verb: ClassVar[str]
@@ -43,35 +44,37 @@ class Job:
 
     # -- what a verb brings
 
+    @abstractmethod
     def deciding_settings(self, config: Any) -> dict[str, Any]:
         """The settings on which the output depends: all but where things lie and how many work on it."""
-        raise NotImplementedError
 
     def became(self, job: Mapping[str, Any]) -> dict[str, Any]:
         """What settings left to us became when the job began, by their dotted key."""
         return {}
 
+    @abstractmethod
     def new_job(self, plan: Plan) -> tuple[dict[str, Any], dict[str, bytes]]:
         """What decides the output, found out once and kept with it; and the files that a resumed run needs."""
-        raise NotImplementedError
 
+    @abstractmethod
     def check_model(self, job: Mapping[str, Any]) -> None:
         """Raise ValueError if the model of the settings is not that of the job."""
 
+    @abstractmethod
     def work(self, plan: Plan, job: Mapping[str, Any]) -> Any:
         """The `runner.Work` of this verb."""
-        raise NotImplementedError
 
+    @abstractmethod
     def describe(self, pool: Pool, job: Mapping[str, Any]) -> str:
         """For the line that a run begins with: who works on it, and how."""
-        raise NotImplementedError
 
+    @abstractmethod
     def write_card(self, job: Mapping[str, Any], report: Report) -> None:
         """Write what tells a reader about the folder."""
 
+    @abstractmethod
     def estimate(self, plan: Plan, job: Mapping[str, Any]) -> Any:
         """The answer to a dry run."""
-        raise NotImplementedError
 
     def hint(self) -> str:
         """What may be wrong where too many rows are rejected."""
@@ -118,20 +121,10 @@ class Job:
 
         A setting that now says what `auto` became then is no change.
         """
-        now = _flat(self.deciding_settings(self.config))
         # a setting that did not exist then had what is its default now
-        was = _flat(self.deciding_settings(type(self.config)())) | _flat(job["requested"])
-        became = self.became(job)
-        differ = [
-            f"{key}={now.get(key)!r} (was {was.get(key)!r})"
-            for key in sorted(was.keys() | now.keys())
-            if now.get(key) != was.get(key) and not (key in became and now.get(key) == became[key])
-        ]
-        if differ:
-            raise ValueError(
-                f"{self.ledger.where} was started with other settings: {', '.join(differ)}; "
-                "use the old settings to go on, or another output.path to start afresh"
-            )
+        was = {**flat(self.deciding_settings(type(self.config)())), **flat(job["requested"])}
+        now = self.deciding_settings(self.config)
+        refuse_differences(self.ledger.where, was, now, became=self.became(job))
 
     def public_config(self) -> Any:
         """The settings as they may be shown and stored: URLs without credentials."""
@@ -254,10 +247,3 @@ def name_for(kind: str, text: str) -> str:
 def _public_paths(data: DataSettings) -> str | list[str]:
     paths = [public_name(path) for path in data.paths]
     return paths[0] if isinstance(data.path, str) else paths
-
-
-def _flat(tree: Mapping[str, Any] | Settings, prefix: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for key, value in tree.items():
-        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return out

@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from raybert.config import refuse_differences
 from raybert.config.training import PhaseSettings, PretrainConfig, TrainSettings
 from raybert.corpus.filesystems import public_uri
 from raybert.corpus.store import Store
@@ -99,17 +100,7 @@ def deciding_settings(config: PretrainConfig) -> dict[str, Any]:
 
 def refuse_other_job(was: Mapping[str, Any], now: Mapping[str, Any], where: str) -> None:
     """Raise ValueError if the folder was started with settings or tokens that give another model."""
-    old, new = _flat(was["requested"]), _flat(now["requested"])
-    differ = [
-        f"{key}={new.get(key)!r} (was {old.get(key)!r})"
-        for key in sorted(old | new)
-        if old.get(key) != new.get(key)
-    ]
-    if differ:
-        raise ValueError(
-            f"{where} was started with other settings: {', '.join(differ)}; "
-            "use the old settings to go on, or another output.path to start afresh"
-        )
+    refuse_differences(where, was["requested"], now["requested"])
     for before, after in zip(was["phases"], now["phases"], strict=True):
         if before["digest"] != after["digest"]:
             raise ValueError(
@@ -180,13 +171,3 @@ def _check_steps(train: TrainSettings, job: Mapping[str, Any]) -> None:
 def _shards_digest(path: str) -> str:
     sizes = sorted(Store(path).sizes("data").items())
     return hashlib.blake2b(json.dumps(sizes).encode(), digest_size=16).hexdigest()
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            out |= _flat(value, f"{prefix}{key}.")
-        else:
-            out[f"{prefix}{key}"] = value
-    return out
