@@ -140,7 +140,12 @@ class Engine:
     def _optimizer(self) -> Optimizer:
         s = self.settings
         optimizer = make_optimizer(
-            s.optimizer, self.model, weight_decay=s.weight_decay, betas=s.betas, eps=s.eps
+            s.optimizer,
+            self.model,
+            weight_decay=s.weight_decay,
+            betas=s.betas,
+            eps=s.eps,
+            fused=not s.zero,
         )
         if not s.zero:
             optimizer.register_step_pre_hook(self._clip_whole)

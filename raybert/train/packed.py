@@ -10,11 +10,11 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from raybert.encoder.attention import Rows, flash_works, to_device
+from raybert.train.grouped import attend_grouped
 
 PACKED = "raybert_packed"
 
@@ -54,7 +54,7 @@ class PackedBatch:
 
 
 def pack(micro: Micro, device: str | torch.device = "cpu") -> PackedBatch:
-    """The batch on its device. Sequences are sorted by length: those of one length are attended to in one call."""
+    """The batch on its device. Sequences are sorted by length: those of about one length are attended to together."""
     order = np.argsort(micro.lengths, kind="stable")
     lengths = np.asarray(micro.lengths, dtype=np.int64)[order]
     old_starts = np.concatenate([[0], np.cumsum(micro.lengths)[:-1]])[order]
@@ -114,15 +114,8 @@ def attend_packed(
 
         ends, longest = packed.cumulative, packed.longest
         return varlen_attn(q, k, v, ends, ends, longest, longest, scale=scaling)[None], None
-    parts = []
-    # split and not slices: the gradient of a slice is as large as all of the batch
-    sizes = [end - start for start, end, _ in packed.runs]
-    pieces = zip(q.split(sizes), k.split(sizes), v.split(sizes), packed.runs, strict=True)
-    for *three, (_, _, length) in pieces:
-        a, b, c = (x.unflatten(0, (-1, length)).transpose(1, 2) for x in three)
-        found = F.scaled_dot_product_attention(a, b, c, dropout_p=dropout, scale=scaling)
-        parts.append(found.transpose(1, 2).flatten(0, 1))
-    return torch.cat(parts)[None], None
+    scale = q.shape[-1] ** -0.5 if scaling is None else scaling
+    return attend_grouped(q, k, v, packed, scale, dropout)[None], None
 
 
 AttentionInterface.register(PACKED, attend_packed)

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
@@ -15,6 +14,8 @@ from transformers import (
     PreTrainedModel,
 )
 
+from raybert.train.cross_entropy import cross_entropy
+from raybert.train.dropout import quicken_dropout
 from raybert.train.packed import PACKED, PackedBatch
 
 
@@ -73,6 +74,7 @@ class PretrainingModel(nn.Module):
         kind = plain.config.model_type
         _refuse_unknown(kind)
         plain.set_attn_implementation("sdpa" if padded else PACKED)
+        quicken_dropout(plain)
         self._head = _MLM_HEADS[kind]
         self._offset = plain.config.pad_token_id + 1 if kind in _OFFSET_POSITIONS else 0
         self._takes_types = kind not in _WITHOUT_TYPES
@@ -82,7 +84,7 @@ class PretrainingModel(nn.Module):
         device = batch.ids.device.type
         with torch.autocast(device, dtype=self.autocast, enabled=self.autocast is not None):
             mlm, pairs = self.logits(batch)
-        return Sums(*_cross_entropy(mlm, batch.labels), *_cross_entropy(pairs, batch.pair_labels))
+        return Sums(*_counted(mlm, batch.labels), *_counted(pairs, batch.pair_labels))
 
     def logits(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
         """[m, vocabulary] at the predicted tokens; [n, 2] at the first tokens, or [n, 0] without an NSP head."""
@@ -149,16 +151,12 @@ def has_pair_head(model: PreTrainedModel) -> bool:
     return isinstance(model, BertForPreTraining)
 
 
-def _cross_entropy(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(sum of the cross entropies in float32, labels counted, of these predicted right); -100 is not counted."""
-    if not logits.shape[-1]:  # no such head
-        zero = logits.sum().float()
-        return zero, torch.zeros_like(zero), torch.zeros_like(zero)
-    total = F.cross_entropy(logits.float(), labels, reduction="sum")
-    with torch.no_grad():
-        counted = labels >= 0
-        right = (logits.argmax(-1) == labels) & counted
-    return total, counted.sum().float(), right.sum().float()
+def _counted(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`cross_entropy`; zeros for [n, 0], logits of a head that the model has not."""
+    if logits.shape[-1]:
+        return cross_entropy(logits, labels)
+    zero = logits.sum().float()
+    return zero, torch.zeros_like(zero), torch.zeros_like(zero)
 
 
 def _body(model: PreTrainedModel) -> nn.Module:

@@ -177,7 +177,7 @@ def train_raybert(model: str, folder: Path, batch_tokens: int, *, padded: bool) 
     plain = build_model(config(model, int(np.load(folder / "ids.npz")["size"])))
     made = PretrainingModel(plain, padded=padded, autocast=torch.bfloat16 if bfloat16() else None).to(device)
     made.train()
-    optimizer = make_optimizer("adamw", made, weight_decay=0.01)
+    optimizer = make_optimizer("adamw", made, weight_decay=0.01, fused=True)
     cursor, tokens, started, found = Cursor(), 0, 0.0, None
     for step in range(WARM + STEPS[model]):
         if step == WARM:

@@ -42,7 +42,7 @@ def test_every_stage_computes_what_one_process_does(two, plain, zero):
     assert_close(two[f"zero{zero}"], losses, atol=1e-4, rtol=0)
     assert two[f"norm{zero}"] == pytest.approx(norm, rel=1e-3)
     still, _ = train_plainly(0.0)
-    assert abs(still[-1] - losses[-1]) > 0.1  # the updates matter
+    assert abs(still[-1] - losses[-1]) > 0.01  # the updates matter: a hundred times the tolerance
 
 
 def test_lamb_without_zero_is_lamb(two):
