@@ -135,7 +135,7 @@ def load_as_resolved(model: ModelSettings, resolved: Mapping[str, Any]) -> Any:
     _prepare_process()
     import torch
 
-    from raybert.encoder.loading import cpu_has_bfloat16
+    from raybert.encoder.hardware import cpu_has_bfloat16
 
     device = resolved["device"]
     if device == "cuda" and not torch.cuda.is_available():

@@ -66,7 +66,8 @@ def test_training_data_is_made_without_torch_and_ray(file):
     assert not uses(names, "ray")
 
 
-PURE = {"packed", "pretraining_model", "step", "optimizers", "lamb", "schedules", "spikes", "progress"}
+PURE = {"packed", "grouped", "dropout", "cross_entropy", "pretraining_model"}
+PURE |= {"step", "optimizers", "lamb", "schedules", "spikes", "progress"}
 
 
 @pytest.mark.parametrize("file", [f for f in FILES if place(f) == "train" and f.stem in PURE], ids=str)

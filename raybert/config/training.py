@@ -119,7 +119,7 @@ class TrainSettings(Settings):
     weight_decay: float = Field(0.01, ge=0, description="of matrices; biases and norms are not decayed")
     clip: float | None = Field(1.0, gt=0, description="bound of the gradient's norm; null: none")
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="of computing; auto: bfloat16 on a GPU that has it, else float32"
+        "auto", description="of computing; auto: bfloat16 where the hardware has it, else float32"
     )
     seed: int = Field(0, ge=0, description="of new weights, the order of the data, masks and dropout")
     mask_probability: float = Field(0.15, gt=0, lt=1, description="share of the tokens that are predicted")

@@ -14,6 +14,8 @@ from tokenizers.normalizers import Sequence as NormalizerSequence
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from raybert.encoder.hardware import cpu_has_bfloat16
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model", "*.py")
 DEFAULT_MAX_LENGTH = 512  # of a model that names no limit at all
@@ -39,16 +41,6 @@ def pick_dtype(dtype: str, device: str) -> str:
     if device != "cpu":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     return "bfloat16" if cpu_has_bfloat16() else "float32"
-
-
-def cpu_has_bfloat16(cpuinfo: str = "/proc/cpuinfo") -> bool:
-    """Does this CPU have AMX or AVX-512 instructions for bfloat16? (Without them it is slower than float32.)"""
-    try:
-        with open(cpuinfo) as lines:
-            flags = next((line for line in lines if line.startswith("flags")), "")
-    except OSError:
-        return False
-    return not {"amx_bf16", "avx512_bf16"}.isdisjoint(flags.split())
 
 
 def load_model(path: Path, dtype: str, device: str, *, trust_remote_code: bool) -> torch.nn.Module:

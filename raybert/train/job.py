@@ -109,12 +109,16 @@ def refuse_other_job(was: Mapping[str, Any], now: Mapping[str, Any], where: str)
             )
 
 
-def complete_job(job: dict[str, Any], config: PretrainConfig, *, gpu: bool) -> None:
-    """Fill in what depends on the hardware, and the length of the run. Raises ValueError for what does not fit it."""
+def complete_job(
+    job: dict[str, Any], config: PretrainConfig, *, gpu: bool, precision: str = "float32"
+) -> None:
+    """Fill in what depends on the hardware, and the length of the run. Raises ValueError for what does not fit it.
+
+    `precision` is what train.precision=auto stands for there.
+    """
     train = config.train
     job["batch_tokens"] = (32768 if gpu else 4096) if config.batch_tokens == "auto" else config.batch_tokens
-    automatic = "bfloat16" if gpu else "float32"
-    job["precision"] = automatic if train.precision == "auto" else train.precision
+    job["precision"] = precision if train.precision == "auto" else train.precision
     if job["precision"] == "float16" and not gpu:
         raise ValueError("train.precision=float16 needs GPUs; set train.precision=auto")
     for phase in job["phases"]:

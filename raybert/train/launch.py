@@ -70,6 +70,22 @@ def work(given: dict[str, Any]) -> None:
         raise
 
 
+def best_precision(pool: Pool) -> str:
+    """bfloat16 where a worker's hardware multiplies it, else float32. Asks one worker: the driver may be another machine."""
+    return ray.get(_best_precision.options(num_cpus=pool.cpus, num_gpus=pool.gpus or None).remote())
+
+
+@ray.remote(max_retries=3)
+def _best_precision() -> str:
+    if ray.get_gpu_ids():
+        from raybert.encoder.loading import pick_dtype
+
+        return pick_dtype("auto", "cuda")
+    from raybert.encoder.hardware import cpu_has_bfloat16
+
+    return "bfloat16" if cpu_has_bfloat16() else "float32"
+
+
 def launch(config: PretrainConfig, job: dict[str, Any], pool: Pool) -> dict[str, Any]:
     """Run to the end on the workers of `pool`; the final figures.
 

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from raybert.config.training import PretrainConfig
 from raybert.corpus.store import Store
 from raybert.pretrain.stream import Cursor, GlobalBatch
+from raybert.train.baselines import baselines
 from raybert.train.checkpoint import Checkpoints, RunState, library_versions
 from raybert.train.data import held_out, make_stream
 from raybert.train.engine import Engine, EngineSettings
@@ -24,7 +25,7 @@ from raybert.train.export import CHECKPOINTS, export
 from raybert.train.gather import gather, load_weights, restore
 from raybert.train.job import tokens_path
 from raybert.train.pretraining_model import PretrainingModel
-from raybert.train.progress import flops
+from raybert.train.progress import baseline_line, flops
 from raybert.train.records import Records
 from raybert.train.schedules import Schedule, phase_at
 from raybert.train.shapes import run_model
@@ -59,6 +60,7 @@ class Run:
         self._rewinds, self._saved_at = 0, time.monotonic()
         self.records = Records(self.store, config.track, job["requested"], say, active=self.rank == 0)
         self._held: dict[int, Micros] = {}
+        self._baselines: dict[str, float] = {}
 
     def go(self) -> dict[str, Any]:
         """Train to the end. The final figures, on every rank. Raises TrainingDiverged."""
@@ -175,9 +177,14 @@ class Run:
             return
         if self.phase not in self._held:
             batch_tokens = self.job["batch_tokens"]
-            self._held[self.phase] = held_out(self.config, phase, batch_tokens, self.rank, self.world)
+            held = held_out(self.config, phase, batch_tokens, self.rank, self.world)
+            self._held[self.phase] = held
+            vocabulary = self.engine.model.plain.config.vocab_size
+            self._baselines = baselines(held, vocabulary, self.device)
+            self.records.say(baseline_line(self.step, self._baselines))
         found = self.engine.evaluate(self._held[self.phase])
-        self.evaluation, self._evaluated = self.records.evaluation(self.step, found), self.step
+        figures = self.records.evaluation(self.step, found)
+        self.evaluation, self._evaluated = {**figures, **self._baselines}, self.step
 
     def _save(self, *, again: bool = False) -> None:
         """A checkpoint of this step, if there is none."""

@@ -66,10 +66,12 @@ def pretrain(config: PretrainConfig | Mapping[str, Any]) -> PretrainReport:
     if store.exists(_REPORT):
         return PretrainReport(config.output.path, json.loads(store.read(_REPORT)))
     with ray_session():
-        from raybert.train.launch import launch
+        from raybert.train.launch import best_precision, launch
 
         pool = worker_pool(config.workers)
-        complete_job(job, config, gpu=bool(pool.gpus))
+        automatic = config.train.precision == "auto" and not store.exists(_JOB)
+        precision = best_precision(pool) if automatic else "float32"
+        complete_job(job, config, gpu=bool(pool.gpus), precision=precision)
         if store.exists(_JOB):  # what `auto` became then holds
             kept = json.loads(store.read(_JOB))
             job |= {key: kept[key] for key in ("batch_tokens", "precision", "phases")}

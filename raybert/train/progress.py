@@ -2,7 +2,7 @@
 
 import math
 import resource
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
@@ -81,3 +81,9 @@ def evaluation_line(step: int, found: Figures) -> str:
     """`step 100  held out: loss 5.9 ...` for the terminal."""
     text = f"step {step}  held out: loss {found.mlm_loss:.4f}  perplexity {found.perplexity:.1f}  accuracy {found.mlm_accuracy:.1%}"
     return text if math.isnan(found.pair_accuracy) else f"{text}  pairs {found.pair_accuracy:.1%}"
+
+
+def baseline_line(step: int, found: Mapping[str, float]) -> str:
+    """What the held-out figures are to be compared with (see `raybert.train.baselines`)."""
+    text = f"step {step}  held out, by guessing: loss {found['unigram_loss']:.4f}  accuracy {found['unigram_accuracy']:.1%}"
+    return f"{text}  pairs {found['pair_majority']:.1%}" if "pair_majority" in found else text

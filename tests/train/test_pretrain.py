@@ -2,7 +2,11 @@
 
 import json
 import shutil
+from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer, BertForPreTraining
@@ -41,6 +45,17 @@ def test_curves_are_kept(finished):
     assert kept.best() == min((6, 12), key=lambda step: kept.record(step)["evaluation"]["loss"]) == 6
 
 
+def test_figures_come_with_what_guessing_would_reach(finished, tokens):
+    output, report = finished
+    job = json.loads((output / "_raybert/job.json").read_text())
+    [phase] = job["phases"]
+    table = pa.concat_tables([pq.read_table(f"{tokens}/data/{name}") for name in phase["held"]])
+    kinds = np.bincount(table["label"].to_numpy())
+    assert report.figures["held_out_pair_majority"] == pytest.approx(kinds.max() / kinds.sum())
+    assert 1 / 55 < report.figures["held_out_unigram_accuracy"] < 0.2  # 55 tokens, about equally often
+    assert np.log(20) < report.figures["held_out_unigram_loss"] < np.log(55)
+
+
 def test_a_finished_run_is_not_done_again(finished, tokens):
     output, report = finished
     files = {file: file.stat().st_mtime_ns for file in output.rglob("*")}
@@ -59,6 +74,16 @@ def test_a_run_that_only_lacks_its_model_is_finished(finished, tokens, tmp_path)
     assert (tmp_path / "run/model/model.safetensors").read_bytes() == (
         output / "model/model.safetensors"
     ).read_bytes()
+
+
+@pytest.mark.slow
+def test_auto_is_the_precision_of_the_workers_hardware(ray_local, tokens, tmp_path):
+    changes = {"train.precision": "auto", "train.steps": 2, "train.evaluate.every": 0, "workers.count": 1}
+    pretrain(settings(tokens, tmp_path / "run", **changes))
+    job = json.loads((tmp_path / "run/_raybert/job.json").read_text())
+    flags = Path("/proc/cpuinfo").read_text().split()
+    has = "avx512_bf16" in flags or "amx_bf16" in flags
+    assert job["precision"] == ("bfloat16" if has else "float32")
 
 
 def test_other_settings_are_refused(finished, tokens):

@@ -61,6 +61,6 @@ def settings(tokens: str, output: Path, **changes) -> dict:
     """Of a small run on two workers."""
     small = {"model.layers": 2, "model.hidden": 32, "model.heads": 4, "model.dropout": 0.1}
     train = {"steps": 12, "global_batch_tokens": 1024, "lr": 3e-3, "checkpoint.steps": 4, "log_every": 2}
-    train |= {"evaluate.every": 6, "evaluate.share": 0.25, "warmup": 2}
+    train |= {"evaluate.every": 6, "evaluate.share": 0.25, "warmup": 2, "precision": "float32"}
     out = {**small, **{f"train.{k}": v for k, v in train.items()}, "batch_tokens": 256, "workers.count": 2}
     return {**out, "data.path": tokens, "output.path": str(output), **changes}
