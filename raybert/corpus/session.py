@@ -146,10 +146,11 @@ def _nothing_on_stderr() -> Iterator[None]:
         os.close(kept)
 
 
-def worker_pool(workers: WorkersSettings) -> Pool:
-    """How many encoder processes of what size this cluster can feed, as asked or, for `auto`, as many as fit.
+def worker_pool(workers: WorkersSettings, *, reading: bool = True) -> Pool:
+    """How many processes of what size this cluster can feed, as asked or, for `auto`, as many as fit beside a CPU.
 
-    Raises ValueError for a request that could only hang: every encoder needs its CPUs and GPUs, reading needs one more.
+    Raises ValueError for a request that could only hang: every process needs its CPUs and GPUs, and one CPU more is
+    needed if others read for them (`reading`).
     """
     import ray
 
@@ -160,16 +161,17 @@ def worker_pool(workers: WorkersSettings) -> Pool:
     cpus = threads_of(workers)
     # a process lies on one node; reading needs a CPU anywhere
     fits = sum(int(node.get("CPU", 0)) // cpus for node in nodes)
-    if fits * cpus > cpus_here - 1:
-        fits -= 1
     if gpus:
         fits = min(fits, sum(int(node.get("GPU", 0) / gpus) for node in nodes))
+    beside = fits - 1 if fits * cpus > cpus_here - 1 else fits
     low, high = workers.count if isinstance(workers.count, list) else (workers.count, workers.count)
     if workers.count == "auto":
-        low = high = max(1, fits)
+        low = high = max(1, beside)
+    if reading:
+        fits = beside
     if low > max(0, fits):
         raise ValueError(
-            f"workers.count={low} x workers.cpus={cpus}, workers.gpus={gpus:g} and 1 CPU for reading do not fit: "
+            f"workers.count={low} x workers.cpus={cpus}, workers.gpus={gpus:g}{' and 1 CPU for reading' * reading} do not fit: "
             f"the cluster has {cpus_here} CPUs and {gpus_here:g} GPUs on {len(nodes)} node(s); lower workers.count or workers.cpus"
         )
     return Pool(low, min(high, max(low, fits)), cpus, gpus)

@@ -68,7 +68,7 @@ def pretrain(config: PretrainConfig | Mapping[str, Any]) -> PretrainReport:
     with ray_session():
         from raybert.train.launch import best_precision, launch
 
-        pool = worker_pool(config.workers)
+        pool = worker_pool(config.workers, reading=False)
         automatic = config.train.precision == "auto" and not store.exists(_JOB)
         precision = best_precision(pool) if automatic else "float32"
         complete_job(job, config, gpu=bool(pool.gpus), precision=precision)

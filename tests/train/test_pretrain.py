@@ -86,6 +86,18 @@ def test_auto_is_the_precision_of_the_workers_hardware(ray_local, tokens, tmp_pa
     assert job["precision"] == ("bfloat16" if has else "float32")
 
 
+@pytest.mark.slow
+def test_a_prime_number_of_rows_over_three_workers_ends(ray_local, tmp_path):
+    tokens = token_folder(tmp_path / "prime", shards=1, rows=211)
+    changes = {"train.evaluate.share": 0, "train.steps": None, "train.epochs": 2, "workers.count": 3}
+    report = pretrain(settings(tokens, tmp_path / "run", **changes))
+    table = pq.read_table(f"{tokens}/data/part-00000.parquet", columns=["ids"])
+    length = sum(map(len, table["ids"].to_pylist()))
+    assert report.figures["steps"] == 2 * max(1, round(length / 1024))
+    digests = Checkpoints(tmp_path / "run/checkpoints").record(report.figures["steps"])["digests"]
+    assert len(set(digests)) == report.figures["steps"]
+
+
 def test_other_settings_are_refused(finished, tokens):
     output, _ = finished
     with pytest.raises(ValueError, match=r"other settings: train\.lr=0\.5 \(was 0\.003\)"):
