@@ -22,7 +22,7 @@ from raybert.train.checkpoint import Checkpoints, RunState, library_versions
 from raybert.train.data import held_out, make_stream
 from raybert.train.engine import Engine, EngineSettings
 from raybert.train.export import CHECKPOINTS, export
-from raybert.train.gather import gather, load_weights, restore
+from raybert.train.gather import Tensors, gather, load_weights, restore
 from raybert.train.job import tokens_path
 from raybert.train.pretraining_model import PretrainingModel
 from raybert.train.progress import baseline_line, flops
@@ -56,7 +56,8 @@ class Run:
         self.steps = sum(self.lengths)
         self.streams = [make_stream(config, phase, "train", job["batch_tokens"]) for phase in job["phases"]]
         self.schedules = [Schedule(**phase["schedule"]) for phase in job["phases"]]
-        self._reader = ThreadPoolExecutor(1)
+        self._reader, self._writer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+        self._writing: Future[None] | None = None
         self._rewinds, self._saved_at = 0, time.monotonic()
         self.records = Records(self.store, config.track, job["requested"], say, active=self.rank == 0)
         self._held: dict[int, Micros] = {}
@@ -151,6 +152,7 @@ class Run:
 
     def _recover(self, problem: str) -> None:
         """Stop, or go back to before it began and on with the data after it (Chowdhery et al. 2022, section 5.1)."""
+        self._wait_for_writing()
         text = f"step {self.step}: {problem}"
         if self.train.on_spike != "rewind":
             advice = "lower train.lr, or set train.on_spike=rewind"
@@ -187,16 +189,26 @@ class Run:
         self.evaluation, self._evaluated = {**figures, **self._baselines}, self.step
 
     def _save(self, *, again: bool = False) -> None:
-        """A checkpoint of this step, if there is none."""
+        """A checkpoint of this step, if there is none; it is written while training goes on."""
         if self._saved_step == self.step and not again:
             return
         tensors = gather(self.engine)
         self._sum_digests()
         if tensors is not None:
-            self.checkpoints.write(tensors, self._state())
-            self.checkpoints.prune(self.train.checkpoint.keep)
+            self._wait_for_writing()
+            self._writing = self._writer.submit(self._write, tensors, self._state())
             self.records.history.write()
         self._saved_step, self._saved_at = self.step, time.monotonic()
+
+    def _write(self, tensors: Tensors, state: RunState) -> None:
+        self.checkpoints.write(tensors, state)
+        self.checkpoints.prune(self.train.checkpoint.keep)
+
+    def _wait_for_writing(self) -> None:
+        """Until the last checkpoint is complete; what went wrong with it is raised here."""
+        if self._writing is not None:
+            self._writing.result()
+            self._writing = None
 
     def _sum_digests(self) -> None:
         """A global batch's digest is the sum of its micro batches', whichever ranks had them."""
@@ -222,6 +234,7 @@ class Run:
     def _finish(self) -> dict[str, Any]:
         """The model as a plain folder, the curves beside it."""
         self._save()
+        self._wait_for_writing()
         figures = {
             "steps": self.step,
             "loss": self.loss,
@@ -248,6 +261,7 @@ class Run:
 
     def _newest(self, at_most: int | None = None) -> int | None:
         """The newest complete checkpoint (up to a step), as rank 0 sees it."""
+        self._wait_for_writing()
         steps = (
             [s for s in self.checkpoints.steps() if at_most is None or s <= at_most] if self.rank == 0 else []
         )

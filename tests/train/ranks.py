@@ -168,6 +168,36 @@ def phases(folder: Path, rank: int) -> dict:
     }
 
 
+def writing(folder: Path, rank: int) -> dict:
+    """Checkpoints that take a while to write, and one that cannot be written."""
+    import time
+
+    from raybert.train.checkpoint import Checkpoints
+
+    write, spans = Checkpoints.write, []
+
+    def slow(self, tensors, state):
+        begun = run.step
+        time.sleep(0.3)
+        write(self, tensors, state)
+        spans.append((state.step, begun, run.step))
+
+    def full(self, tensors, state):
+        raise OSError("the disk is full")
+
+    Checkpoints.write = slow
+    run, _ = loop_run(folder, "slow", {"steps": 12, "checkpoint": {"steps": 4, "keep": 9}})
+    run.go()
+    Checkpoints.write = full
+    other, _ = loop_run(folder, "full", {"steps": 12, "checkpoint": {"steps": 4}})
+    try:
+        other.go()
+        error = ""
+    except OSError as caught:
+        error = str(caught)
+    return {"spans": spans, "saved": run.checkpoints.steps(), "error": error, "at": other.step}
+
+
 def loop_run(folder: Path, name: str, train: dict):
     """A run of the loop in this process, and its lines."""
     from raybert.config.training import PretrainConfig
@@ -233,7 +263,8 @@ def main(rank: int, world: int, folder: Path, job: str, meeting: str) -> None:
     import torch.distributed as dist
 
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
-    found = {"stages": stages, "resume": resume, "spike": spike, "phases": phases}[job](folder, rank)
+    jobs = {"stages": stages, "resume": resume, "spike": spike, "phases": phases, "writing": writing}
+    found = jobs[job](folder, rank)
     if rank == 0:
         (folder / f"{job}-{world}.json").write_text(json.dumps(found))
     dist.barrier()

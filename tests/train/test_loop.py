@@ -67,3 +67,11 @@ def test_phases_have_their_own_rates_tokens_and_sizes(tmp_path):
     assert all(256 < size <= 512 for size in sizes[4:])
     assert found["saved"] == [4, 7]  # where phases end
     assert found["epochs"] == round(found["per_epoch"] / 2)
+
+
+def test_checkpoints_are_written_while_training_goes_on(tmp_path):
+    found = run(1, tmp_path, "writing")
+    assert [step for step, _, _ in found["spans"]] == [4, 8, 12] == found["saved"]
+    assert any(end > begun for _, begun, end in found["spans"])
+    assert found["error"] == "the disk is full"  # at the next one, at the latest
+    assert found["at"] <= 8
