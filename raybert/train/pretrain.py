@@ -13,6 +13,7 @@ from raybert.config.training import PretrainConfig
 from raybert.corpus.filesystems import public_uri
 from raybert.corpus.session import ray_session, worker_pool
 from raybert.corpus.store import Store
+from raybert.train.alone import alone
 from raybert.train.job import complete_job, make_job, refuse_other_job, refuse_settings
 
 _JOB, _CONFIG, _REPORT = "_raybert/job.json", "_raybert/config.yaml", "_raybert/report.json"
@@ -47,7 +48,8 @@ def pretrain(config: PretrainConfig | Mapping[str, Any]) -> PretrainReport:
     """Pretrain on token shards; a run that was stopped goes on from its newest checkpoint, on any number of workers.
 
     Raises:
-        ValueError: settings or tokens that cannot be used, or that changed since the folder was started.
+        ValueError: settings or tokens that cannot be used, or that changed since the folder was started; another
+            driver trains in it.
         RuntimeError: the run failed; the same call goes on from the newest checkpoint.
     """
     if not isinstance(config, PretrainConfig):
@@ -65,7 +67,7 @@ def pretrain(config: PretrainConfig | Mapping[str, Any]) -> PretrainReport:
         refuse_other_job(json.loads(store.read(_JOB)), job, config.output.path)
     if store.exists(_REPORT):
         return PretrainReport(config.output.path, json.loads(store.read(_REPORT)))
-    with ray_session():
+    with alone(store, config.output.path), ray_session():
         from raybert.train.launch import best_precision, launch
 
         pool = worker_pool(config.workers, reading=False)
