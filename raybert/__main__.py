@@ -25,6 +25,12 @@ class Verb(NamedTuple):
 VERBS = {
     "embed": Verb(settings.EmbedConfig, "raybert.embed", (), "[config.yaml] [key=value ...]"),
     "prepare": Verb(settings.PrepareConfig, "raybert.prepare", (), "[config.yaml] [key=value ...]"),
+    "finetune": Verb(settings.FinetuneConfig, "raybert.finetune", (), "[config.yaml] [key=value ...]"),
+    "predict": Verb(settings.PredictConfig, "raybert.predict", (), "[config.yaml] [key=value ...]"),
+    "evaluate": Verb(
+        settings.EvaluateConfig, "raybert.evaluate.evaluate", (), "[config.yaml] [key=value ...]"
+    ),
+    "probe": Verb(settings.ProbeConfig, "raybert.probe", (), "[config.yaml] [key=value ...]"),
     "pretrain": Verb(settings.PretrainConfig, "raybert.train.pretrain", (), "[config.yaml] [key=value ...]"),
     "vocabulary": Verb(settings.VocabularyConfig, "raybert.vocabulary", (), "[config.yaml] [key=value ...]"),
     "verify": Verb(settings.VerifyConfig, "raybert.verify", ("data.path",), "FOLDER"),

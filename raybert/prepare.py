@@ -4,7 +4,6 @@ import contextlib
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from raybert.corpus.report import Report
 from raybert.corpus.session import Pool, cluster_map
 from raybert.corpus.texts import text_columns, wanted_columns
 from raybert.encoder.hub import resolve
+from raybert.outlook import Outlook
 from raybert.prepare_shard import LoadBuilder, PrepareDocuments, donors_of
 from raybert.pretrain.shards import token_schema
 from raybert.pretrain.tokenizer_folder import TokenizerFolder, read_tokenizer
@@ -32,7 +32,7 @@ def main(config: PrepareConfig) -> int:
     return 1 if report.aside else 0
 
 
-def prepare(config: PrepareConfig | Mapping[str, Any]) -> "Report | Outlook":
+def prepare(config: PrepareConfig | Mapping[str, Any]) -> Report | Outlook:
     """Turn a corpus of documents into token shards; what the folder already holds is not done again.
 
     An Outlook for a dry run.
@@ -47,27 +47,6 @@ def prepare(config: PrepareConfig | Mapping[str, Any]) -> "Report | Outlook":
     _check(config)
     with contextlib.ExitStack() as stack:
         return _Preparing(absolute(config), stack).go()
-
-
-@dataclass(frozen=True)
-class Outlook:
-    """What a run would do. `aside` is there so that it can stand for a report."""
-
-    files: int
-    rows: int
-    shards: int
-    pending_shards: int
-    aside: Mapping[str, str] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        return "\n".join(
-            [
-                f"files      {self.files:>13,}",
-                f"rows       {self.rows:>13,}",
-                f"shards     {self.shards:>13,} ({self.pending_shards:,} to do)",
-                "dry run: nothing was written",
-            ]
-        )
 
 
 def _check(config: PrepareConfig) -> None:

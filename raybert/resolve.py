@@ -5,7 +5,7 @@ import pickle
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from raybert import __version__
@@ -40,23 +40,33 @@ def resolve(config: EmbedConfig, pool: Pool, sample: list[str]) -> tuple[dict[st
         ValueError: the model cannot be loaded as asked.
         RuntimeError: loading it fails or kills its process.
     """
+    return on_workers(_resolve, [(config, pool.cpus, sample)], pool, config.model.name)[0]
+
+
+def on_workers(function: Any, calls: Sequence[tuple[Any, ...]], pool: Pool, model: str) -> list[Any]:
+    """What `function`, which loads the model of this name, answers to each of the calls; every call in a worker.
+
+    Raises:
+        ValueError: as the function does.
+        RuntimeError: any other failure, or the death of the worker's process.
+    """
     import ray
     from ray.exceptions import RayError, RayTaskError
 
-    task = ray.remote(num_cpus=pool.cpus, num_gpus=pool.gpus or None, max_retries=2)(_resolve)
+    task = ray.remote(num_cpus=pool.cpus, num_gpus=pool.gpus or None, max_retries=2)(function)
     try:
-        answer = task.remote(config, pool.cpus, sample)
-        if not ray.wait([answer], timeout=30)[0]:
+        answers = [task.remote(*call) for call in calls]
+        if not ray.wait(answers, timeout=30)[0]:
             print(
                 f"raybert: waiting for a worker with {pool.cpus} free CPUs and {pool.gpus:g} GPUs to load the model",
                 file=sys.stderr,
                 flush=True,
             )
-        return ray.get(answer)
+        return ray.get(answers)
     except RayTaskError as error:
-        raise _failure(config, error.cause if isinstance(error.cause, Exception) else error) from None
+        raise _failure(model, error.cause if isinstance(error.cause, Exception) else error) from None
     except RayError as error:
-        raise _death(config, type(error).__name__) from error
+        raise _death(model, type(error).__name__) from error
 
 
 class LocalResolve:
@@ -91,10 +101,10 @@ class LocalResolve:
         """As `resolve`, with the same errors."""
         out, _ = self._process.communicate()
         if self._process.returncode:
-            raise _death(self._config, f"exit {self._process.returncode}")
+            raise _death(self._config.model.name, f"exit {self._process.returncode}")
         answer = pickle.loads(out)
         if isinstance(answer, Exception):
-            raise _failure(self._config, answer)
+            raise _failure(self._config.model.name, answer)
         return answer
 
 
@@ -113,17 +123,17 @@ def answer() -> None:
         pickle.dump(found, out)
 
 
-def _failure(config: EmbedConfig, cause: Exception) -> Exception:
+def _failure(model: str, cause: Exception) -> Exception:
     """What the user is told: a setting that cannot be used, or a model that does not load."""
     text = " ".join(str(cause).split())
     if isinstance(cause, ValueError):
         return ValueError(text)
-    return RuntimeError(f"model.name={config.model.name} does not load: {text[:500]}")
+    return RuntimeError(f"model.name={model} does not load: {text[:500]}")
 
 
-def _death(config: EmbedConfig, how: str) -> RuntimeError:
+def _death(model: str, how: str) -> RuntimeError:
     return RuntimeError(
-        f"model.name={config.model.name}: the process that loads it died; is there enough memory? ({how})"
+        f"model.name={model}: the process that loads it died; is there enough memory? ({how})"
     )
 
 
@@ -132,7 +142,7 @@ def load_as_resolved(model: ModelSettings, resolved: Mapping[str, Any]) -> Any:
 
     Raises ValueError when this machine cannot honour the plan: other weights, no GPU, no bfloat16.
     """
-    _prepare_process()
+    prepare_process()
     import torch
 
     from raybert.encoder.hardware import cpu_has_bfloat16
@@ -162,7 +172,7 @@ def _resolve(config: EmbedConfig, threads: int, sample: list[str]) -> tuple[dict
     from raybert.encoder.quantizing import int8_scale, quantize
 
     model = config.model
-    _prepare_process()
+    prepare_process()
     encoder = _load(
         model,
         model.revision,
@@ -185,7 +195,7 @@ def _resolve(config: EmbedConfig, threads: int, sample: list[str]) -> tuple[dict
         "threads": threads,
         "stored_dtype": config.output.dtype,
         "scale": scale,
-        "versions": _versions(),
+        "versions": versions(),
     }
     return resolved, encoder.tokenizer_json
 
@@ -224,7 +234,7 @@ def _load(model: ModelSettings, revision: str | None, **settings: Any) -> Any:
     )
 
 
-def _prepare_process() -> None:
+def prepare_process() -> None:
     """Before torch is imported: the plan's number of threads rules, not Ray's, and memory stays bounded.
 
     torch and oneDNN each keep compiled code for 1,024 shapes of bfloat16 products, 100 MB and more that a long job
@@ -235,7 +245,8 @@ def _prepare_process() -> None:
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of what decides the numbers."""
     import tokenizers
     import torch
     import transformers

@@ -71,7 +71,7 @@ def main(config: VerifyConfig) -> int:
 
 
 def verify(path: str) -> Verdict:
-    """Check every promise of a folder written by `raybert embed` or `raybert prepare`; reads all of it, one file a thread at a time.
+    """Check every promise of a folder that raybert embed, prepare or predict wrote; reads all of it, one file a thread at a time.
 
     Raises ValueError if it is no such folder.
     """

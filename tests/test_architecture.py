@@ -17,6 +17,8 @@ JOBS = {
     "evaluate",
     "doctor",
     "predict",
+    "probe",
+    "finetune",
 }
 
 
@@ -66,8 +68,38 @@ def test_training_data_is_made_without_torch_and_ray(file):
     assert not uses(names, "ray")
 
 
-PURE = {"packed", "grouped", "dropout", "cross_entropy", "pretraining_model"}
-PURE |= {"step", "optimizers", "lamb", "schedules", "spikes", "progress"}
+TASKS = [f for f in FILES if place(f) == "tasks"]
+
+
+@pytest.mark.parametrize("file", [f for f in TASKS if not f.stem.endswith("_model")], ids=str)
+def test_examples_and_scores_are_made_without_torch_and_ray(file):
+    names = imports(file)
+    allowed = ("raybert.config", "raybert.corpus", "raybert.encoder", "raybert.evaluate", "raybert.tasks")
+    assert all(n.startswith(allowed) for n in uses(names, "raybert"))
+    assert not any(uses(names, name) for name in ("torch", "ray", "transformers"))
+
+
+@pytest.mark.parametrize("file", [f for f in TASKS if f.stem.endswith("_model")], ids=str)
+def test_models_of_tasks_know_no_ray(file):
+    names = imports(file)
+    allowed = ("raybert.config", "raybert.encoder", "raybert.tasks", "raybert.train")
+    assert all(n.startswith(allowed) for n in uses(names, "raybert"))
+    assert not any(uses(names, name) for name in ("ray", "deepspeed"))
+
+
+PURE = {
+    "packed",
+    "grouped",
+    "dropout",
+    "cross_entropy",
+    "forward",
+    "pretraining_model",
+    "pretraining_objective",
+    "task_objective",
+    "step",
+    "optimizers",
+}
+PURE |= {"lamb", "schedules", "spikes", "progress", "freezing", "layer_decay", "regularizers", "adversarial"}
 
 
 @pytest.mark.parametrize("file", [f for f in FILES if place(f) == "train" and f.stem in PURE], ids=str)

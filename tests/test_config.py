@@ -51,6 +51,34 @@ def test_what_does_not_fit_is_one_line_that_names_it(word, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("task.knd=multi", "unknown setting 'task.knd'; did you mean 'task.kind'?"),
+        ("task.kind=some", "task.kind='some' does not fit"),
+        ("task.name=nothing", "task.name='nothing' must be one of 'classification', 'entities'"),
+        ("task.class_weights=heavy", "task.class_weights='heavy' does not fit"),
+        ("adapter.rank=4", "adapter.rank means nothing with adapter.name=none; it is of lora, adalora"),
+        ("train.seeds=[1,1]", "names a seed twice"),
+    ],
+)
+def test_groups_of_several_kinds_are_explained(word, message):
+    with pytest.raises(ConfigError) as error:
+        parse("finetune", [word])
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_task_is_chosen_by_its_name():
+    assert parse("finetune", ["task.kind=multi"]).task.kind == "multi"
+    config = parse("finetune", ["task.name=entities", "task.scheme=bioes", "data.text=a,b"])
+    assert (config.task.name, config.task.scheme, config.data.text_columns) == (
+        "entities",
+        "bioes",
+        ["a", "b"],
+    )
+
+
 def test_broken_yaml_names_file_and_line(tmp_path):
     (tmp_path / "c.yaml").write_text("a: 1\nb: [\n")
     with pytest.raises(ConfigError, match=r"c.yaml line \d+ is not valid YAML"):
@@ -92,6 +120,8 @@ def test_shipped_yaml_files_load():
     files = sorted(Path("jobs").glob("*.yaml"))
     assert files
     for file in files:
-        verb = file.stem.partition("-")[0]
+        verb = next(
+            verb for verb in VERBS if verb in (file.read_text().split()[2], file.stem.partition("-")[0])
+        )
         assert load(VERBS[verb].config, file), file
         assert yaml.safe_load(file.read_text())

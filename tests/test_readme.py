@@ -36,6 +36,10 @@ def test_the_readme_shows_every_verb():
         "embed",
         "prepare",
         "pretrain",
+        "finetune",
+        "evaluate",
+        "predict",
+        "probe",
         "verify",
         "vocabulary",
         "search",
@@ -63,6 +67,9 @@ def test_commands_and_python_run_as_they_stand(tmp_path, tiny):
     shutil.copytree(REPO / "jobs", tmp_path / "jobs")
     table = pa.table({"text": sentences(50), "package": ["gzip", "zlib"] * 25, "kind": ["class"] * 50})
     pq.write_table(table, tmp_path / "docs/a.parquet")
+    labelled = table.append_column("label", pa.array(["odd", "even"] * 25))
+    for name in ("train", "dev"):
+        pq.write_table(labelled, tmp_path / f"{name}.parquet")
     environment = {**os.environ, "PYTHONPATH": str(REPO)}
 
     def run(*words: str) -> str:
@@ -84,6 +91,8 @@ def test_commands_and_python_run_as_they_stand(tmp_path, tiny):
             words.append("data.columns=package,kind")  # what the search below filters on
         if command[0] == "pretrain":
             words.append("train.global_batch_tokens=512")
+        if command[0] == "finetune":
+            words.append("train.epochs=1")
         out = run(sys.executable, "-m", "raybert", *words)
         assert out.strip()
     shutil.rmtree(tmp_path / "vectors")

@@ -13,8 +13,10 @@ from raybert.config.core import (
     refuse_differences,
     require,
 )
+from raybert.config.finetune import FinetuneConfig
 from raybert.config.groups import (
     ChunkSettings,
+    CorpusSettings,
     DataSettings,
     ModelSettings,
     OutputSettings,
@@ -25,19 +27,26 @@ from raybert.config.groups import (
     VocabularySettings,
     WorkersSettings,
 )
+from raybert.config.predicting import EvaluateConfig, PredictConfig
+from raybert.config.probing import ProbeConfig
 from raybert.config.training import PretrainConfig
 from raybert.config.verbs import EmbedConfig, PrepareConfig, SearchConfig, VerifyConfig, VocabularyConfig
 
 __all__ = [
     "ChunkSettings",
     "ConfigError",
+    "CorpusSettings",
     "DataSettings",
     "EmbedConfig",
+    "EvaluateConfig",
+    "FinetuneConfig",
     "ModelSettings",
     "OutputSettings",
+    "PredictConfig",
     "PrepareConfig",
     "PrepareSettings",
     "PretrainConfig",
+    "ProbeConfig",
     "SearchConfig",
     "SearchSettings",
     "Settings",

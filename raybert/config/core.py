@@ -104,10 +104,14 @@ def refuse_differences(
 
 
 def describe(model: type[Settings], prefix: str = "") -> Iterator[tuple[str, str, str]]:
-    """(key, default, meaning) of every setting, in order."""
+    """(key, default, meaning) of every setting, in order; of a group that is one of several, the settings of all."""
     for name, field in model.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Settings):
-            yield from describe(field.annotation, f"{prefix}{name}.")
+        groups = _groups(field.annotation)
+        if groups:
+            rows: dict[str, tuple[str, str, str]] = {}
+            for row in (row for group in groups for row in describe(group, f"{prefix}{name}.")):
+                rows.setdefault(row[0], row)
+            yield from rows.values()
         else:
             default = field.get_default(call_default_factory=True)
             shown = default if isinstance(default, str) else json.dumps(default)
@@ -150,11 +154,21 @@ def _assign(tree: dict[str, Any], key: str, value: Any) -> None:
 def _annotation(model: type[Settings], key: str) -> Any:
     annotation: Any = model
     for part in key.split("."):
-        fields = getattr(annotation, "model_fields", {})
-        if part not in fields:
+        found = [group.model_fields[part] for group in _groups(annotation) if part in group.model_fields]
+        if not found:
             return str
-        annotation = fields[part].annotation
+        annotation = found[0].annotation
     return annotation
+
+
+def _groups(annotation: Any) -> list[type[Settings]]:
+    """The groups of settings that a field may be: one, or those of a union."""
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
+        return [annotation]
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        parts = [_groups(part) for part in typing.get_args(annotation)]
+        return [group for part in parts for group in part] if all(parts) else []
+    return []
 
 
 def _leaf_names(annotation: Any) -> set[str]:
@@ -177,6 +191,8 @@ def _explain(model: type[Settings], error: ValidationError) -> str:
         return f"unknown setting {path!r}" + (
             f"; did you mean {near!r}?" if near else "; see --help for all of them"
         )
+    if first["type"] == "union_tag_invalid":
+        return f"{path}.name={first['ctx']['tag']!r} must be one of {first['ctx']['expected_tags']}"
     if first["type"] == "value_error":
         return str(first["ctx"]["error"])
     if first["type"] == "model_type":
@@ -188,11 +204,13 @@ def _explain(model: type[Settings], error: ValidationError) -> str:
 
 
 def _known_prefix(location: Sequence[int | str], known: list[str]) -> str:
-    """pydantic adds the branch of a union to the location; cut it off where a known key ends."""
+    """pydantic adds the branch of a union to the location; leave it out, and what comes after a known key."""
     parts: list[str] = []
-    for part in location:
-        parts.append(str(part))
-        if ".".join(parts) in known:
+    for i, part in enumerate(location):
+        key = ".".join([*parts, str(part)])
+        if i + 1 == len(location) or any(f"{name}.".startswith(f"{key}.") for name in known):
+            parts.append(str(part))
+        if key in known:
             break
     return ".".join(parts)
 

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from raybert.config.core import Settings
 
@@ -39,8 +39,8 @@ class ModelSettings(Settings):
     trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
 
 
-class DataSettings(Settings):
-    """The corpus."""
+class CorpusSettings(Settings):
+    """Where texts come from."""
 
     path: str | list[str] = Field(
         "", description="files, folders or globs, local or s3:// gs:// hf:// ...; required"
@@ -53,17 +53,14 @@ class DataSettings(Settings):
         None, description='joins columns into one text, as in "{title}\\n{body}"; default: joined by newlines'
     )
     id: str | None = Field(None, description="column that identifies a row; default: file and row number")
-    columns: list[str] = Field([], description='columns kept beside the vector; ["*"] keeps all')
     limit: int | None = Field(None, ge=1, description="use the first n rows only")
     max_chars: int = Field(10_000_000, ge=1, description="a longer text is rejected")
 
-    @field_validator("columns", "text", mode="before")
+    @field_validator("text", mode="before")
     @classmethod
-    def _comma_list(cls, value: Any, info: ValidationInfo) -> Any:
-        """`a,b` is two columns; a single name is one for `text`, a list of one for `columns`."""
-        if not isinstance(value, str) or ("," not in value and info.field_name == "text"):
-            return value
-        return [part.strip() for part in value.split(",")]
+    def _columns_of_text(cls, value: Any) -> Any:
+        """`a,b` is two columns."""
+        return _split(value) if isinstance(value, str) and "," in value else value
 
     @property
     def paths(self) -> list[str]:
@@ -74,6 +71,23 @@ class DataSettings(Settings):
     def text_columns(self) -> list[str]:
         """`text` as a list."""
         return [self.text] if isinstance(self.text, str) else list(self.text)
+
+    @property
+    def more_columns(self) -> list[str]:
+        """Further columns that a verb reads."""
+        return []
+
+
+class DataSettings(CorpusSettings):
+    """The corpus."""
+
+    columns: list[str] = Field([], description='columns kept beside the vector; ["*"] keeps all')
+
+    @field_validator("columns", mode="before")
+    @classmethod
+    def _kept_columns(cls, value: Any) -> Any:
+        """`a,b` is two columns, a single name a list of one."""
+        return _split(value) if isinstance(value, str) else value
 
 
 class ChunkSettings(Settings):
@@ -211,3 +225,7 @@ class SearchSettings(Settings):
     k: int = Field(10, ge=1, description="hits a query")
     filter: str | None = Field(None, description="on kept columns: \"package == 'gzip' and year >= 2020\"")
     format: Literal["table", "json"] = Field("table", description="how hits are printed")
+
+
+def _split(names: str) -> list[str]:
+    return [name.strip() for name in names.split(",")]

@@ -59,7 +59,7 @@ class VocabularyConfig(Settings):
 
 
 class VerifyConfig(Settings):
-    """raybert verify: check every promise of a folder of vectors or tokens."""
+    """raybert verify: check every promise of a folder of vectors, tokens or predictions."""
 
     class Data(Settings):
         """The folder."""

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from raybert.corpus.inspect_labels import label_problems
 from raybert.corpus.inspect_tokens import token_problems
 from raybert.corpus.ledger import DATA, OURS, REJECTS, Commit, Source
 from raybert.corpus.shards import Shard
@@ -58,7 +59,10 @@ def inspect_shard(store: Store, name: str, source: Source, shard: Shard, *, own_
         if metadata.get("kind") == "tokens":
             found.problems += token_problems(file, commit, metadata)
         else:
-            _check_file(found, file, commit)
+            if metadata.get("kind") == "labels":
+                found.problems += label_problems(file, commit, metadata)
+            else:
+                _check_file(found, file, commit)
             _check_rows(found, file, commit, shard, source.label if own_ids else None, rejected)
     except Exception as error:
         found.problems.append(f"cannot be read: {_one_line(error)}")
@@ -113,14 +117,14 @@ def _check_rows(
 ) -> None:
     """Vectors and, where raybert made them (`label`), ids; a batch at a time, because one may be a large share of it."""
     metadata = read_metadata(file.schema_arrow)
-    chunked = "chunk" in file.schema_arrow.names
+    chunked, vectors = "chunk" in file.schema_arrow.names, metadata.get("kind") != "labels"
     ids = _Ids(label, shard) if label is not None else None
     first: dict[str, int] = {}  # one line a kind of problem, however many rows have it
     at = 0
     for batch in file.iter_batches(
-        _ROWS_AT_ONCE, columns=["id", "embedding", *(["chunk"] if chunked else [])]
+        _ROWS_AT_ONCE, columns=["id", *(["embedding"] if vectors else []), *(["chunk"] if chunked else [])]
     ):
-        for kind, row in _vector_problems(batch.column("embedding"), metadata):
+        for kind, row in _vector_problems(batch.column("embedding"), metadata) if vectors else []:
             first.setdefault(kind, at + row)
         if ids is not None:
             ids.add(batch.column("id"), batch.column("chunk") if chunked else None)

@@ -23,6 +23,7 @@ _IDS_AT_ONCE = 20_000_000  # 160 MB of hashes
 WORDS = {
     "embed": ("embedded", "vectors", "truncated"),
     "prepare": ("used", "instances", ""),
+    "predict": ("predicted", "results", ""),
 }
 
 
@@ -30,7 +31,8 @@ WORDS = {
 class Report:
     """Counts of the whole folder; speed and seconds of this run. `aside` are shards given up, with the reason.
 
-    For `raybert prepare`, `embedded` are the documents used and `vectors` the instances made of them.
+    For `raybert prepare`, `embedded` are the documents used and `vectors` the instances made of them; for `raybert predict`
+    both are the rows predicted.
     """
 
     verb: str

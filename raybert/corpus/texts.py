@@ -6,17 +6,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raybert.config import DataSettings
+from raybert.config import CorpusSettings
 from raybert.corpus.readers import REASON
 
 
-def wanted_columns(data: DataSettings, kept: list[str]) -> list[str]:
-    """The columns to read for texts, id and kept columns, each once, in a stable order."""
-    names = [*text_columns(data), *([data.id] if data.id else []), *kept]
+def wanted_columns(data: CorpusSettings, kept: list[str]) -> list[str]:
+    """The columns to read for texts, id, what the verb reads beside them, and kept columns, each once, in a stable order."""
+    names = [*text_columns(data), *data.more_columns, *([data.id] if data.id else []), *kept]
     return list(dict.fromkeys(names))
 
 
-def text_columns(data: DataSettings) -> list[str]:
+def text_columns(data: CorpusSettings) -> list[str]:
     """The columns that make up the text; those of `data.template` when one is given.
 
     Raises ValueError for a template that is not of the form "{column} ...".
@@ -35,7 +35,7 @@ def text_columns(data: DataSettings) -> list[str]:
     return list(dict.fromkeys(fields))
 
 
-def texts_and_reasons(table: pa.Table, data: DataSettings) -> tuple[list[str | None], np.ndarray]:
+def texts_and_reasons(table: pa.Table, data: CorpusSettings) -> tuple[list[str | None], np.ndarray]:
     """Texts of the rows and, where a row has none, why.
 
     Returns:
@@ -73,7 +73,7 @@ def _reason(text: str | None, max_chars: int) -> str | None:
     return "whitespace only" if text.isspace() else None
 
 
-def row_ids(table: pa.Table, data: DataSettings, first_row: int, source: str) -> pa.Array:
+def row_ids(table: pa.Table, data: CorpusSettings, first_row: int, source: str) -> pa.Array:
     """The id of every row: the `data.id` column, else `<file>-<digest>:<row>`. Null where that column is null."""
     if data.id:
         column = table[data.id]

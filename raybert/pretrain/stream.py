@@ -89,6 +89,10 @@ class BatchStream:
         """Global batches in an epoch, if bins were full; of `padded` bins there are some more."""
         return max(1, round(self.tokens / (self.bins * self._budget)))
 
+    def cursor(self, **place: int) -> Cursor:
+        """The place of these fields; without any the beginning."""
+        return Cursor(**place)
+
     def read(self, cursor: Cursor, rank: int = 0, world: int = 1) -> GlobalBatch:
         """The part of one of `world` ranks of the global batch that begins at `cursor`."""
         if not 0 <= rank < world:

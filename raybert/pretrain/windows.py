@@ -1,6 +1,7 @@
 """Some token shards in memory and the packed batches that are made of them."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -37,6 +38,21 @@ class MicroBatch:
     labels: np.ndarray
     pair_labels: np.ndarray
     digest: int
+
+    @property
+    def per_sequence(self) -> Mapping[str, np.ndarray]:
+        """What is to be learnt of sequences."""
+        return {"pair_labels": self.pair_labels}
+
+    @property
+    def per_token(self) -> Mapping[str, np.ndarray]:
+        """What is to be learnt of all tokens: nothing."""
+        return {}
+
+    @property
+    def per_position(self) -> Mapping[str, np.ndarray]:
+        """What is to be learnt at `positions`."""
+        return {"labels": self.labels}
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ def baselines(micros: Micros, vocabulary: int, device: str | torch.device = "cpu
         pair; missing where there are none.
     """
     real = [entry[1] for entry in micros if entry is not None]
-    tokens = _count((micro.labels for micro in real), vocabulary, device)
-    pairs = _count((micro.pair_labels for micro in real), 2, device)
+    tokens = _count((micro.per_position["labels"] for micro in real), vocabulary, device)
+    pairs = _count((micro.per_sequence["pair_labels"] for micro in real), 2, device)
     share = tokens[tokens > 0] / tokens.sum()
     found = {"unigram_accuracy": float(share.max()), "unigram_loss": float(-(share * share.log()).sum())}
     if pairs.sum():

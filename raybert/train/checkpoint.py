@@ -2,7 +2,8 @@
 
     FOLDER/step-00000300/weights-DIGEST.safetensors     parameters by name
                          moments-DIGEST.safetensors     NAME.exp_avg, NAME.exp_avg_sq
-                         state.json                     the run's state, names and digests of the two; written last
+                         extra-DIGEST.safetensors       what else a run needs to go on, if anything
+                         state.json                     the run's state, names and digests of these; written last
 
 A checkpoint without state.json does not exist: every file appears whole or not at all, and this one last. As names follow
 from the content, a worker of a killed driver that still writes cannot mix its files with those of the next.
@@ -23,8 +24,10 @@ from pyarrow import fs as pafs
 from raybert.corpus.store import Store
 from raybert.train.gather import Tensors
 
+CHECKPOINTS = "checkpoints"  # the folder in that of a run
+
 _FORMAT = 1
-_WEIGHTS, _MOMENTS, _STATE = "weights", "moments", "state.json"
+_WEIGHTS, _MOMENTS, _EXTRA, _STATE = "weights", "moments", "extra", "state.json"
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class RunState:
         loss: training loss, smoothed. evaluation: figures on held-out shards, if there were any.
         job: the settings that decide the numbers. world: ranks that wrote it. versions: of the libraries.
         skipped: cursors of batches that were left out after a loss spike.
+        best: step, metric and value of the best evaluation, and how many in a row since then were not better (`worse`).
     """
 
     step: int
@@ -49,6 +53,12 @@ class RunState:
     world: int = 1
     versions: Mapping[str, str] = field(default_factory=dict)
     skipped: list[Any] = field(default_factory=list)
+    best: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> "RunState":
+        """From a state.json; what older ones do not have is as in a new run."""
+        return cls(**{key: record[key] for key in cls.__dataclass_fields__ if key in record})
 
 
 class Checkpoints:
@@ -66,7 +76,9 @@ class Checkpoints:
         """Write one. It is complete when this returns; one of the same step is replaced. Raises OSError."""
         name = _name(state.step)
         files = {}
-        for part, content in ((_WEIGHTS, tensors.weights), (_MOMENTS, tensors.moments)):
+        parts = {_WEIGHTS: tensors.weights, _MOMENTS: tensors.moments}
+        parts |= {_EXTRA: tensors.extra} if tensors.extra else {}
+        for part, content in parts.items():
             data = safetensors.torch.save(content)
             file = f"{part}-{_digest(data)[:12]}.safetensors"
             self.store.write(f"{name}/{file}", data)
@@ -78,8 +90,8 @@ class Checkpoints:
         """Read one back, checked against its digests. Raises ValueError if a file is damaged."""
         name, record = _name(step), self.record(step)
         weights, moments = (self._tensors(name, record["files"][part]) for part in (_WEIGHTS, _MOMENTS))
-        known = {key: record[key] for key in RunState.__dataclass_fields__}
-        return Tensors(weights, moments, record["updates"]), RunState(**known)
+        extra = self._tensors(name, record["files"][_EXTRA]) if _EXTRA in record["files"] else {}
+        return Tensors(weights, moments, record["updates"], extra), RunState.of(record)
 
     def record(self, step: int) -> dict[str, Any]:
         """state.json. Raises ValueError for a later format."""
@@ -94,9 +106,9 @@ class Checkpoints:
         """The parameters alone, for export."""
         return self._tensors(_name(step), self.record(step)["files"][_WEIGHTS])
 
-    def prune(self, keep: int) -> None:
-        """Remove all but the `keep` newest and the one that was best on held-out shards, and what is incomplete."""
-        kept = set(self.steps()[-keep:]) | {self.best()}
+    def prune(self, keep: int, best: int | None = None) -> None:
+        """Remove all but the `keep` newest and the best one (default: by its held-out loss), and what is incomplete."""
+        kept = set(self.steps()[-keep:]) | {self.best() if best is None else best}
         for step, files in self._found().items():
             if step not in kept:
                 self._remove(step, files)

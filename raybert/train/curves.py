@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from raybert.corpus.store import Store
 
 HISTORY, PICTURE = "_raybert/history.json", "curves.png"
+_NOT_DRAWN = ("tokens", "predictions", "perplexity", "grad_norm", "tokens_per_second", "memory_gb", "mfu")
 
 
 class History:
@@ -37,11 +38,7 @@ class History:
             from matplotlib.figure import Figure
         except ImportError:
             return False
-        names = [
-            name
-            for name in self.values
-            if name.split("/")[-1] in ("loss", "mlm_accuracy", "pair_accuracy", "lr")
-        ]
+        names = [name for name in self.values if name.split("/")[-1] not in _NOT_DRAWN]
         figure = Figure(figsize=(8, 2.2 * max(1, len(names))), layout="constrained")
         FigureCanvasAgg(figure)
         for axes, name in zip(figure.subplots(max(1, len(names)), squeeze=False)[:, 0], names, strict=False):

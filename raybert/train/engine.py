@@ -6,20 +6,20 @@ autocast; ZeRO 1 to 3 keep 16-bit weights and DeepSpeed's float32 copy of them.
 
 import logging
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
 from raybert.train.combinations import refuse_combinations
-from raybert.train.optimizers import make_optimizer
-from raybert.train.pretraining_model import PretrainingModel, Sums
-from raybert.train.step import Counts, Figures, Micros, accumulate, count, figures
+from raybert.train.optimizers import make_optimizer, parameter_groups
+from raybert.train.pretraining_objective import PRETRAINING
+from raybert.train.step import Counts, Figures, Micros, Objective
 
 _AUTOCAST = {"bfloat16": torch.bfloat16, "float32": None}
 _PRECISION: dict[str, dict[str, Any]] = {
@@ -54,14 +54,39 @@ class EngineSettings:
     eps: float = 1e-6
 
 
+class Around(Protocol):
+    """What looks at the gradients of a step, and changes weights after its update. Its state is the same on every rank."""
+
+    def before_update(self) -> None: ...
+    def after_update(self, step: int) -> None: ...
+    def state(self) -> dict[str, Tensor]: ...
+    def restore(self, state: Mapping[str, Tensor]) -> None: ...
+
+
 class Engine:
     """A model on this rank's device and its optimizer, cut up over the ranks as `settings` say.
+
+    Args:
+        model: has the transformers model as `plain` and the type to compute in as `autocast`.
+        objective: what it is trained for.
+        groups: parameter groups of torch's optimizers; `lr_scale` of a group multiplies its learning rate. Default:
+            `parameter_groups`.
+        rate: (group, step) -> the factor of its learning rate. Default: its `lr_scale`, else 1.
+        around: what is done before and after an update.
 
     Raises ValueError for combinations that DeepSpeed cannot do (see `refuse_combinations`).
     """
 
     def __init__(
-        self, model: PretrainingModel, settings: EngineSettings, *, device: str | torch.device = "cpu"
+        self,
+        model: Any,
+        settings: EngineSettings,
+        *,
+        objective: Objective = PRETRAINING,
+        groups: list[dict[str, Any]] | None = None,
+        rate: Callable[[dict[str, Any], int], float] | None = None,
+        around: Around | None = None,
+        device: str | torch.device = "cpu",
     ) -> None:
         refuse_combinations(
             optimizer=settings.optimizer,
@@ -69,16 +94,19 @@ class Engine:
             offload=settings.offload,
             precision=settings.precision,
         )
-        self.model, self.settings, self.device = model, settings, device
+        self.model, self.settings, self.device, self.objective = model, settings, device, objective
         self._norm = float("nan")
+        self._rate = rate or (lambda group, step: group.get("lr_scale", 1.0))
+        self.around = around
         if not settings.zero:
             model.autocast = _AUTOCAST[settings.precision]
         if settings.recompute:
             with warnings.catch_warnings():  # its new name is missing in older releases
                 warnings.simplefilter("ignore", FutureWarning)
                 model.plain.gradient_checkpointing_enable({"use_reentrant": False})
-        optimizer = None if settings.offload else self._optimizer()
-        self.deepspeed = _initialize(model.to(device), optimizer, _config(settings, device))
+        groups = parameter_groups(model, settings.weight_decay) if groups is None else groups
+        optimizer = None if settings.offload else self._optimizer(groups)
+        self.deepspeed = _initialize(model.to(device), groups, optimizer, _config(settings, device))
         self.optimizer: Any = self.deepspeed.optimizer
 
     @property
@@ -91,9 +119,9 @@ class Engine:
 
         Where the loss is not finite, the update is not made; the caller looks at `Figures.loss`.
         """
-        counts = _over_ranks(count(micros), self.device)
+        counts = _over_ranks(self.objective.count(micros), self.device)
         self.deepspeed.train()
-        totals = accumulate(
+        totals = self.objective.accumulate(
             self.deepspeed,
             micros,
             counts,
@@ -104,48 +132,44 @@ class Engine:
             scale=dist.get_world_size(),  # DeepSpeed divides the sum over the ranks by their number
         )
         dist.all_reduce(totals)
-        found = figures(totals.tolist(), counts)
+        found = self._figures(totals, counts)
         if found.loss - found.loss != 0:  # nan or infinite, on every rank alike
             return found
-        self.apply(lr)
-        return figures(totals.tolist(), counts, self._norm)
+        if self.around is not None:
+            self.around.before_update()
+        self.apply(lr, step)
+        if self.around is not None:
+            self.around.after_update(step)
+        return replace(found, grad_norm=self._norm)
 
-    def apply(self, lr: float) -> None:
+    def apply(self, lr: float, step: int = 0) -> None:
         """Update the weights with the gradients that were accumulated."""
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * self._rate(group, step)
         self.deepspeed.step()
         if self.settings.zero:
             norm = self.deepspeed.get_global_grad_norm()
             self._norm = float("nan") if norm is None else float(norm)
 
-    @torch.no_grad()
     def evaluate(self, micros: Micros) -> Figures:
         """The figures of these batches of all ranks, without dropout and updates."""
-        from raybert.train.packed import empty_batch, pack
-
-        counts = _over_ranks(count(micros), self.device)
-        totals = torch.zeros(len(Sums._fields), dtype=torch.float64, device=self.device)
+        counts = _over_ranks(self.objective.count(micros), self.device)
         self.deepspeed.eval()
-        for entry in micros:
-            batch = empty_batch(self.device) if entry is None else pack(entry[1], self.device)
-            totals += torch.stack([value.double() for value in Sums(*self.deepspeed(batch))])
+        totals = self.objective.evaluate(self.deepspeed, micros, self.device)
         dist.all_reduce(totals)
-        return figures(totals.tolist(), counts)
+        return self._figures(totals, counts)
+
+    def _figures(self, totals: Tensor, counts: Counts) -> Figures:
+        return self.objective.figures(self.objective.sums(*totals.tolist()), counts)
 
     def close(self) -> None:
         """Let go of the memory."""
         self.deepspeed.destroy()
 
-    def _optimizer(self) -> Optimizer:
+    def _optimizer(self, groups: list[dict[str, Any]]) -> Optimizer:
         s = self.settings
         optimizer = make_optimizer(
-            s.optimizer,
-            self.model,
-            weight_decay=s.weight_decay,
-            betas=s.betas,
-            eps=s.eps,
-            fused=not s.zero,
+            s.optimizer, self.model, betas=s.betas, eps=s.eps, fused=not s.zero, groups=groups
         )
         if not s.zero:
             optimizer.register_step_pre_hook(self._clip_whole)
@@ -183,32 +207,33 @@ def _config(settings: EngineSettings, device: str | torch.device) -> dict[str, A
     return config
 
 
-def _initialize(model: PretrainingModel, optimizer: Optimizer | None, config: dict[str, Any]) -> Any:
+def _initialize(
+    model: nn.Module, groups: list[dict[str, Any]], optimizer: Optimizer | None, config: dict[str, Any]
+) -> Any:
     """`deepspeed.initialize` without a compiler and without its log."""
     import deepspeed
     import deepspeed.ops
     from deepspeed.utils import logger
 
-    from raybert.train.optimizers import parameter_groups
-
     logger.setLevel(logging.ERROR)
     # it would be compiled when the process group starts, also in CPU-only runs, which do not need it
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist.get_backend(), auto_mpi_discovery=False, verbose=False)
-    groups = (
-        parameter_groups(model, config["optimizer"]["params"]["weight_decay"]) if optimizer is None else None
-    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         engine, *_ = deepspeed.initialize(
-            model=model, model_parameters=groups, optimizer=optimizer, config=config
+            model=model,
+            model_parameters=groups if optimizer is None else None,
+            optimizer=optimizer,
+            config=config,
         )
     return engine
 
 
 def _over_ranks(own: Counts, device: str | torch.device) -> Counts:
     """The counts of the global batch."""
-    fields: Sequence[int] = (own.predictions, own.pairs, own.tokens, own.sequences)
+    fields: Sequence[int] = (*own.targets, own.tokens, own.sequences)
     total: Tensor = torch.tensor(fields, dtype=torch.int64, device=device)
     dist.all_reduce(total)
-    return Counts(*(int(value) for value in total.tolist()))
+    *targets, tokens, sequences = (int(value) for value in total.tolist())
+    return Counts(tuple(targets), tokens, sequences)

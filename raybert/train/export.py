@@ -8,20 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from raybert.corpus.store import Store
-from raybert.train.checkpoint import Checkpoints, RunState
+from raybert.train.checkpoint import CHECKPOINTS, Checkpoints, RunState
 from raybert.train.gather import load_weights
-
-CHECKPOINTS = "checkpoints"
 
 _CARD = """---
 library_name: transformers
 tags:
-- pretraining
+- {tag}
 - raybert
 ---
 # {name}
 
-A {kind} pretrained by raybert {version} for {step:,} steps (objective: {objective}).
+A {kind} {what} by raybert {version} in {step:,} steps.
 
 ```python
 from transformers import AutoTokenizer, {kind}
@@ -61,26 +59,15 @@ def export(run: str, target: str, *, step: int | None = None, tokens: str | None
             f"{run} has no checkpoint{'' if step is None else f' of step {step}'}; it has {steps or 'none'}"
         )
     step = steps[-1] if step is None else step
-    state = RunState(
-        **{
-            key: value
-            for key, value in checkpoints.record(step).items()
-            if key in RunState.__dataclass_fields__
-        }
-    )
+    state = RunState.of(checkpoints.record(step))
     with tempfile.TemporaryDirectory() as folder:
         kind = _save_model(folder, state.job, checkpoints.weights(step))
         source = Store(tokens or state.job["phases"][-1]["path"])
         for name in source.sizes("tokenizer"):
             Path(folder, name).write_bytes(source.read(f"tokenizer/{name}"))
-        Path(folder, "README.md").write_text(_card(target, kind, state))
-        store = Store(target)
-        for file in sorted(Path(folder).iterdir()):
-            store.write(file.name, file.read_bytes())
-        if store.local:  # where files were written aside; nothing of ours stays in a plain folder
-            with contextlib.suppress(OSError):
-                Path(store.path("_raybert/tmp")).rmdir()
-                Path(store.path("_raybert")).rmdir()
+        what = f"pretrained ({state.job['tokens']['objective']})"
+        Path(folder, "README.md").write_text(model_card(target, kind, state, what, "pretraining"))
+        write_folder(folder, target)
     return step
 
 
@@ -99,16 +86,29 @@ def _save_model(folder: str, job: Mapping[str, Any], weights: dict[str, Any]) ->
     return type(model).__name__
 
 
-def _card(target: str, kind: str, state: RunState) -> str:
+def write_folder(made: str, target: str) -> None:
+    """Copy the files of a local folder to `target`; nothing of ours stays in there."""
+    store = Store(target)
+    for file in sorted(Path(made).iterdir()):
+        store.write(file.name, file.read_bytes())
+    if store.local:  # where files were written aside
+        with contextlib.suppress(OSError):
+            Path(store.path("_raybert/tmp")).rmdir()
+            Path(store.path("_raybert")).rmdir()
+
+
+def model_card(target: str, kind: str, state: RunState, what: str, tag: str) -> str:
+    """README.md of a finished model: a `kind` that was `what`, its figures, its settings."""
     figures = {f"held out: {name}": value for name, value in state.evaluation.items()}
     if state.loss is not None:
         figures["training loss"] = state.loss
     return _CARD.format(
         name=target.rstrip("/").rpartition("/")[2],
         kind=kind,
+        what=what,
+        tag=tag,
         version=state.versions.get("raybert", ""),
         step=state.step,
-        objective=state.job["tokens"]["objective"],
         figures="\n".join(f"| {name} | {value:.4g} |" for name, value in figures.items()),
         settings=json.dumps(state.job["requested"], indent=1),
     )

@@ -3,7 +3,7 @@
 Every rank calls these, in step: ZeRO's pieces are collected and dealt out by all of them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,11 +23,13 @@ class Tensors:
         weights: by the parameter's name in the transformers model.
         moments: by `NAME.exp_avg` and `NAME.exp_avg_sq`.
         updates: how many updates the optimizer has made.
+        extra: what else a run goes on from, by name (`Around.state` of the engine).
     """
 
     weights: dict[str, Tensor]
     moments: dict[str, Tensor]
     updates: int
+    extra: dict[str, Tensor] = field(default_factory=dict)
 
 
 def gather(engine: Engine) -> Tensors | None:
@@ -41,11 +43,12 @@ def gather(engine: Engine) -> Tensors | None:
         whole = _whole(engine, parameter, None)
         if keep:
             weights[name] = whole.detach().float().cpu().clone()
-        for moment in MOMENTS if updates else ():
+        for moment in MOMENTS if updates and parameter.requires_grad else ():
             whole = _whole(engine, parameter, moment)
             if keep:
                 moments[f"{name}.{moment}"] = whole.detach().float().cpu().clone()
-    return Tensors(weights, moments, updates) if keep else None
+    extra = engine.around.state() if engine.around is not None else {}
+    return Tensors(weights, moments, updates, extra) if keep else None
 
 
 def load_weights(engine_model: Any, weights: dict[str, Tensor]) -> None:
@@ -72,6 +75,8 @@ def restore(engine: Engine, tensors: Tensors) -> None:
     _make_moments(engine)
     _find_moments(engine)
     for name, parameter in engine.model.plain.named_parameters():
+        if not parameter.requires_grad:  # is what `load_weights` made it
+            continue
         _set_whole(engine, parameter, tensors.weights[name], None)
         for moment in MOMENTS:
             known = tensors.moments.get(f"{name}.{moment}")
@@ -83,16 +88,19 @@ def restore(engine: Engine, tensors: Tensors) -> None:
             state["step"] = (
                 state["step"] * 0 + tensors.updates
             )  # a tensor with torch, a number with DeepSpeed
+    if engine.around is not None:
+        engine.around.restore(tensors.extra)
 
 
 def _make_moments(engine: Engine) -> None:
     """An update with a zero gradient and rate: optimizers make their state at the first one."""
-    from raybert.train.step import Counts, accumulate
-
     engine.deepspeed.train()
-    nothing = Counts(0, 0, 0, 0)
+    objective = engine.objective
+    nothing = objective.count([])
     backward = engine.deepspeed.backward
-    accumulate(engine.deepspeed, [None], nothing, seed=0, step=0, device=engine.device, backward=backward)
+    objective.accumulate(
+        engine.deepspeed, [None], nothing, seed=0, step=0, device=engine.device, backward=backward
+    )
     engine.apply(0.0)
 
 
@@ -114,6 +122,8 @@ def _updates(engine: Engine) -> int:
 def _whole(engine: Engine, parameter: Tensor, moment: str | None) -> Tensor:
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
+    if not parameter.requires_grad:
+        return _whole_frozen(engine, parameter)
     if not engine.settings.zero:
         return parameter if moment is None else engine.applied_optimizer.state[parameter][moment]
     if moment is None:
@@ -122,6 +132,16 @@ def _whole(engine: Engine, parameter: Tensor, moment: str | None) -> Tensor:
         found = safe_get_full_optimizer_state(parameter, moment)
     assert found is not None
     return found
+
+
+def _whole_frozen(engine: Engine, parameter: Tensor) -> Tensor:
+    """No optimizer has a copy of it."""
+    if engine.settings.zero != 3:
+        return parameter
+    from deepspeed.zero import GatheredParameters
+
+    with GatheredParameters([parameter]):
+        return parameter.detach().clone()
 
 
 def _set_whole(engine: Engine, parameter: Tensor, value: Tensor, moment: str | None) -> None:

@@ -18,7 +18,7 @@ from raybert.train.tracking import refuse_missing
 
 _PAIRED = ("nsp", "sop")
 # what may be another when a run goes on
-_FREE = ("zero", "offload", "recompute", "on_spike", "spike", "checkpoint", "log_every", "restarts")
+FREE = ("zero", "offload", "recompute", "on_spike", "spike", "checkpoint", "log_every", "restarts")
 
 
 def make_job(config: PretrainConfig) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def tokens_metadata(path: str, name: str) -> dict[str, Any]:
 def deciding_settings(config: PretrainConfig) -> dict[str, Any]:
     """The settings on which the weights depend."""
     values = config.model_dump(mode="json", exclude={"workers", "dry_run", "track", "data", "output"})
-    for name in _FREE:
+    for name in FREE:
         values["train"].pop(name)
     for phase in values["train"]["phases"]:
         phase.pop("path")  # shards may move; their names and sizes are compared
@@ -138,14 +138,14 @@ def complete_job(
             "name": train.schedule,
             "steps": steps,
             "lr": phase["lr"],
-            "warmup": _of(train.warmup, steps),
-            "decay": _of(train.decay, steps),
+            "warmup": steps_of(train.warmup, steps),
+            "decay": steps_of(train.decay, steps),
             "final": train.final,
         }
     _check_steps(train, job)
 
 
-def _of(amount: float, steps: int) -> int:
+def steps_of(amount: float, steps: int) -> int:
     """A number of steps; below 1 it is a share of them."""
     return round(amount * steps) if amount < 1 else round(amount)
 

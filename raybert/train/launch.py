@@ -12,6 +12,7 @@ from typing import Any
 
 import ray
 
+from raybert.config.finetune import FinetuneConfig
 from raybert.config.training import PretrainConfig
 from raybert.corpus.session import Pool
 
@@ -50,7 +51,9 @@ def work(given: dict[str, Any]) -> None:
     import ray.train.torch
     import torch
 
+    from raybert.train.finetuning import Finetuning
     from raybert.train.loop import Run
+    from raybert.train.pretraining import Pretraining
     from raybert.train.spikes import TrainingDiverged
 
     board = given["board"]
@@ -60,8 +63,11 @@ def work(given: dict[str, Any]) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     try:
-        config = PretrainConfig.model_validate(given["config"])
-        result = Run(config, given["job"], device, board.say.remote).go()
+        kind, made = {"pretrain": (PretrainConfig, Pretraining), "finetune": (FinetuneConfig, Finetuning)}[
+            given["verb"]
+        ]
+        config, job = kind.model_validate(given["config"]), given["job"]
+        result = Run(config, job, made(config, job), device, board.say.remote).go()
         ray.get(board.finish.remote(result))
     except TrainingDiverged as error:  # on all ranks alike
         ray.get(board.fail.remote("diverged", str(error)))
@@ -86,7 +92,7 @@ def _best_precision() -> str:
     return "bfloat16" if cpu_has_bfloat16() else "float32"
 
 
-def launch(config: PretrainConfig, job: dict[str, Any], pool: Pool) -> dict[str, Any]:
+def launch(config: PretrainConfig | FinetuneConfig, job: dict[str, Any], pool: Pool) -> dict[str, Any]:
     """Run to the end on the workers of `pool`; the final figures.
 
     Raises:
@@ -100,7 +106,12 @@ def launch(config: PretrainConfig, job: dict[str, Any], pool: Pool) -> dict[str,
     board = Board.remote()
     trainer = TorchTrainer(
         work,
-        train_loop_config={"config": config.model_dump(mode="json"), "job": job, "board": board},
+        train_loop_config={
+            "verb": "pretrain" if isinstance(config, PretrainConfig) else "finetune",
+            "config": config.model_dump(mode="json"),
+            "job": job,
+            "board": board,
+        },
         torch_config=TorchConfig(backend="nccl" if pool.gpus else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=pool.low if pool.low == pool.high else (pool.low, pool.high),

@@ -1,4 +1,4 @@
-"""What every worker of a pretraining run does: read, step, watch, log, evaluate, save; and go on where it was.
+"""What every worker of a run does, of pretraining and of a task: read, step, watch, log, evaluate, save; and go on.
 
 All decisions are taken from figures that every rank has alike, or by rank 0 and told to all.
 """
@@ -6,7 +6,7 @@ All decisions are taken from figures that every rank has alike, or by rank 0 and
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
@@ -14,23 +14,18 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from raybert.config.finetune import FinetuneConfig
 from raybert.config.training import PretrainConfig
 from raybert.corpus.store import Store
-from raybert.pretrain.stream import Cursor, GlobalBatch
-from raybert.train.baselines import baselines
-from raybert.train.checkpoint import Checkpoints, RunState, library_versions
-from raybert.train.data import held_out, make_stream
+from raybert.train.checkpoint import CHECKPOINTS, Checkpoints, RunState, library_versions
 from raybert.train.engine import Engine, EngineSettings
-from raybert.train.export import CHECKPOINTS, export
-from raybert.train.gather import Tensors, gather, load_weights, restore
-from raybert.train.job import tokens_path
-from raybert.train.pretraining_model import PretrainingModel
-from raybert.train.progress import baseline_line, flops
+from raybert.train.gather import Tensors, gather, restore
+from raybert.train.progress import flops
 from raybert.train.records import Records
 from raybert.train.schedules import Schedule, phase_at
-from raybert.train.shapes import run_model
 from raybert.train.spikes import SpikeWatch, TrainingDiverged
-from raybert.train.step import Figures, Micros, even_out
+from raybert.train.step import Figures, even_out
+from raybert.train.trained import GlobalBatch, Trained
 
 _DIGESTS = 16  # of the last batches, kept with a checkpoint
 _DIGEST_RANGE = 2**62
@@ -41,33 +36,37 @@ class Run:
 
     Args:
         config: the settings.
-        job: what the driver resolved (see `raybert.train.job.make_job`).
+        job: what the driver resolved (see `raybert.train.job` and `raybert.train.task_job`).
+        trained: what differs between runs.
         say: takes lines for the user; used by rank 0.
     """
 
     def __init__(
-        self, config: PretrainConfig, job: dict[str, Any], device: Any, say: Callable[[str], object]
+        self,
+        config: PretrainConfig | FinetuneConfig,
+        job: dict[str, Any],
+        trained: Trained,
+        device: Any,
+        say: Callable[[str], object],
     ) -> None:
         self.config, self.train, self.job, self.device = config, config.train, job, device
+        self.trained = trained
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.store = Store(config.output.path)
         self.checkpoints = Checkpoints(f"{config.output.path.rstrip('/')}/{CHECKPOINTS}")
         self.lengths = [phase["steps"] for phase in job["phases"]]
         self.steps = sum(self.lengths)
-        self.streams = [make_stream(config, phase, "train", job["batch_tokens"]) for phase in job["phases"]]
         self.schedules = [Schedule(**phase["schedule"]) for phase in job["phases"]]
         self._reader, self._writer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         self._writing: Future[None] | None = None
         self._rewinds, self._saved_at = 0, time.monotonic()
         self.records = Records(self.store, config.track, job["requested"], say, active=self.rank == 0)
-        self._held: dict[int, Micros] = {}
-        self._baselines: dict[str, float] = {}
 
     def go(self) -> dict[str, Any]:
         """Train to the end. The final figures, on every rank. Raises TrainingDiverged."""
         self._start(self._newest())
         self.records.mark()
-        while self.step < self.steps:
+        while self.step < self.steps and not self._is_enough():
             found = self._one_step()
             if found is None:
                 continue
@@ -77,7 +76,7 @@ class Run:
                 self.records.log(
                     self.step, self.steps, found, lr=self.lr, device=self.device, precision=precision
                 )
-            every = self.train.evaluate.every
+            every = self.trained.evaluate_every
             evaluate = bool(every) and (last or self.step % every == 0)
             if evaluate:
                 self._evaluate()
@@ -85,28 +84,32 @@ class Run:
                 self._save()
         return self._finish()
 
-    def _start(self, step: int | None, ahead: tuple[int, Cursor] | None = None) -> None:
+    def _start(self, step: int | None, ahead: tuple[int, Any] | None = None) -> None:
         """From a checkpoint, or from nothing; `ahead` (phase, cursor) goes on with other data than it says."""
         tensors, state = (None, RunState(step=0)) if step is None else self.checkpoints.read(step)
-        plain = run_model(
-            self.config.model, self.job["tokens"], pairs=self.job["pairs"], seed=self.train.seed
+        model = self.trained.model(None if tensors is None else tensors.weights)
+        self.engine = Engine(
+            model,
+            self._engine_settings(),
+            objective=self.trained.objective,
+            groups=self.trained.groups(model),
+            rate=self.trained.rate(model),
+            around=self.trained.around(model),
+            device=self.device,
         )
-        self.job["model_config"] = plain.config.to_dict()
-        if tensors is not None:
-            load_weights(plain, tensors.weights)
-        model = PretrainingModel(plain, padded=self.train.padded)
-        self.engine = Engine(model, self._engine_settings(), device=self.device)
         if tensors is not None:
             restore(self.engine, tensors)
             self.records.say(f"going on from step {state.step:,}")
         self.step, self.skipped = state.step, list(state.skipped)
         self._saved_step = self.step if step is not None else -1
         place = dict(state.cursor)
-        self.phase, self.cursor = int(place.pop("phase", 0)), Cursor(**place)
+        self.phase = int(place.pop("phase", 0))
+        self.cursor = self.trained.streams[self.phase].cursor(**place)
         if ahead is not None and ahead[0] == phase_at(self.lengths, self.step)[0]:
             self.phase, self.cursor = ahead
         self.loss, self.evaluation = state.loss, dict(state.evaluation)
         self._evaluated = self.step
+        self.best: Mapping[str, Any] = dict(state.best)
         self._digests, self._known_digests = deque[int](maxlen=_DIGESTS), state.digests
         self._ahead: Future[GlobalBatch] | None = None
         spike = self.train.spike
@@ -117,7 +120,7 @@ class Run:
         """One update; None where it was taken back."""
         phase, within = phase_at(self.lengths, self.step)
         if phase != self.phase:
-            self.phase, self.cursor, self._ahead = phase, Cursor(), None
+            self.phase, self.cursor, self._ahead = phase, self.trained.streams[phase].cursor(), None
         batch = self._read()
         micros = even_out(batch.micro, batch.bins, self.world)
         self.lr = self.schedules[phase](within)
@@ -135,7 +138,7 @@ class Run:
 
     def _read(self) -> GlobalBatch:
         """This step's batch; the next one is made meanwhile."""
-        stream = self.streams[self.phase]
+        stream = self.trained.streams[self.phase]
         batch = (
             self._ahead.result()
             if self._ahead
@@ -173,20 +176,24 @@ class Run:
         self.records.mark()
 
     def _evaluate(self) -> None:
-        """Figures on the held-out shards of the phase: the same batches and masks each time."""
-        phase = self.job["phases"][self.phase]
-        if not phase["held"]:
+        """Figures on data that is not trained on; is this the best model yet?"""
+        found = self.trained.evaluate(self.engine, self.phase)
+        if found is None:
             return
-        if self.phase not in self._held:
-            batch_tokens = self.job["batch_tokens"]
-            held = held_out(self.config, phase, batch_tokens, self.rank, self.world)
-            self._held[self.phase] = held
-            vocabulary = self.engine.model.plain.config.vocab_size
-            self._baselines = baselines(held, vocabulary, self.device)
-            self.records.say(baseline_line(self.step, self._baselines))
-        found = self.engine.evaluate(self._held[self.phase])
-        figures = self.records.evaluation(self.step, found)
-        self.evaluation, self._evaluated = {**figures, **self._baselines}, self.step
+        self.evaluation, self._evaluated = {**found.figures, **found.compared}, self.step
+        self.records.evaluation(self.step, found)
+        metric, more = self.trained.metric
+        value = found.figures.get(metric, math.nan)
+        best = self.best.get("value")
+        if value == value and (best is None or (value > best if more else value < best)):
+            self.best = {"step": self.step, "metric": metric, "value": value, "worse": 0}
+        elif self.best:
+            self.best = {**self.best, "worse": self.best["worse"] + 1}
+
+    def _is_enough(self) -> bool:
+        """No evaluation was better for as long as the settings are patient."""
+        patience = self.trained.patience
+        return patience is not None and self.best.get("worse", 0) >= patience
 
     def _save(self, *, again: bool = False) -> None:
         """A checkpoint of this step, if there is none; it is written while training goes on."""
@@ -196,13 +203,13 @@ class Run:
         self._sum_digests()
         if tensors is not None:
             self._wait_for_writing()
-            self._writing = self._writer.submit(self._write, tensors, self._state())
+            self._writing = self._writer.submit(self._write, tensors, self._state(), self.best.get("step"))
             self.records.history.write()
         self._saved_step, self._saved_at = self.step, time.monotonic()
 
-    def _write(self, tensors: Tensors, state: RunState) -> None:
+    def _write(self, tensors: Tensors, state: RunState, best: int | None) -> None:
         self.checkpoints.write(tensors, state)
-        self.checkpoints.prune(self.train.checkpoint.keep)
+        self.checkpoints.prune(self.train.checkpoint.keep, best)
 
     def _wait_for_writing(self) -> None:
         """Until the last checkpoint is complete; what went wrong with it is raised here."""
@@ -229,25 +236,33 @@ class Run:
             world=self.world,
             versions=library_versions(),
             skipped=self.skipped,
+            best=self.best,
         )
 
     def _finish(self) -> dict[str, Any]:
         """The model as a plain folder, the curves beside it."""
         self._save()
         self._wait_for_writing()
-        figures = {
-            "steps": self.step,
-            "loss": self.loss,
-            **{f"held_out_{k}": v for k, v in self.evaluation.items()},
-        }
+        if self._is_enough():
+            worse = self.best["worse"]
+            self.records.say(
+                f"stopped at step {self.step}: {worse} evaluation{'s' * (worse > 1)} without a better one"
+            )
+        step = self.best.get("step", self.step) if self.trained.export_best else self.step
+        figures = {"steps": self.step, "loss": self.loss, **self._held_out(step)}
         if self.rank == 0:
-            folder = self.config.output.path.rstrip("/")
-            tokens = tokens_path(self.config, len(self.lengths) - 1)
-            export(folder, f"{folder}/model", step=self.step, tokens=tokens)
+            self.trained.export(step)
         self.records.close()
         dist.barrier()
         self.engine.close()
         return figures
+
+    def _held_out(self, step: int) -> dict[str, Any]:
+        """The figures of the model that is exported."""
+        if step == self.step:
+            return {f"held_out_{k}": v for k, v in self.evaluation.items()}
+        evaluation = self.checkpoints.record(step)["evaluation"]
+        return {"best_step": step, **{f"held_out_{k}": v for k, v in evaluation.items()}}
 
     def _save_is_due(self, last: bool) -> bool:
         """At set steps, where a phase ends and, by rank 0's clock, after set minutes."""

@@ -30,12 +30,13 @@ def make_optimizer(
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-6,
     fused: bool = False,
+    groups: list[dict[str, Any]] | None = None,
 ) -> Optimizer:
-    """`adamw` (Loshchilov and Hutter 2019, bias correction on) or `lamb`, over `parameter_groups`.
+    """`adamw` (Loshchilov and Hutter 2019, bias correction on) or `lamb`, over `groups` or `parameter_groups`.
 
     `fused` is one kernel for all tensors, where these are whole and on one device.
     """
-    groups = parameter_groups(model, weight_decay)
+    groups = parameter_groups(model, weight_decay) if groups is None else groups
     if name == "lamb":
         return Lamb(groups, lr=lr, betas=betas, eps=eps)
     assert name == "adamw"

@@ -5,6 +5,7 @@ the sequences lie travels as the keyword `packed` through the model's forward, s
 in the backward pass (activation checkpointing) gets the same.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,14 +21,31 @@ PACKED = "raybert_packed"
 
 
 class Micro(Protocol):
-    """What is read of a `raybert.pretrain.stream.MicroBatch`: one packed forward pass, as numpy arrays."""
+    """One packed forward pass of n sequences, as numpy arrays.
 
-    ids: np.ndarray
-    lengths: np.ndarray
-    types: np.ndarray
-    positions: np.ndarray
-    labels: np.ndarray
-    pair_labels: np.ndarray
+    Attributes:
+        ids: [tokens]. lengths: [n]. types: [tokens], token type ids.
+        positions: [m], the tokens of which something is asked alone, such as the masked ones of pretraining.
+        per_sequence, per_token, per_position: what is to be learnt, by name: [n] or [n, k], [tokens], [m].
+        digest: of the content, for comparing runs.
+    """
+
+    @property
+    def ids(self) -> np.ndarray: ...
+    @property
+    def lengths(self) -> np.ndarray: ...
+    @property
+    def types(self) -> np.ndarray: ...
+    @property
+    def positions(self) -> np.ndarray: ...
+    @property
+    def per_sequence(self) -> Mapping[str, np.ndarray]: ...
+    @property
+    def per_token(self) -> Mapping[str, np.ndarray]: ...
+    @property
+    def per_position(self) -> Mapping[str, np.ndarray]: ...
+    @property
+    def digest(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -39,8 +57,9 @@ class PackedBatch:
         places: int64 [1, tokens], the place of every token in its sequence, from 0.
         rows: where the sequences lie.
         starts: int64 [n], the first token of every sequence.
-        positions: int64 [m], the tokens to predict, and labels: int64 [m], what they are.
-        pair_labels: int64 [n], 0 or 1; -100 for a sequence that is no pair.
+        positions: int64 [m], the tokens of which something is asked alone.
+        targets: by name, [n] or [n, k] of sequences, [tokens] of tokens, [m] of positions; whole numbers are int64, others
+            float32. -100 (`raybert.tasks.examples.IGNORED`) is passed over.
     """
 
     ids: Tensor
@@ -49,8 +68,7 @@ class PackedBatch:
     rows: Rows
     starts: Tensor
     positions: Tensor
-    labels: Tensor
-    pair_labels: Tensor
+    targets: Mapping[str, Tensor]
 
 
 def pack(micro: Micro, device: str | torch.device = "cpu") -> PackedBatch:
@@ -64,8 +82,14 @@ def pack(micro: Micro, device: str | torch.device = "cpu") -> PackedBatch:
     new_place[moved_from] = np.arange(len(moved_from))
 
     def there(array: np.ndarray) -> Tensor:
-        return to_device(np.ascontiguousarray(array, dtype=np.int64), device)
+        kind = np.float32 if np.issubdtype(array.dtype, np.floating) else np.int64
+        return to_device(np.ascontiguousarray(array, dtype=kind), device)
 
+    targets = {
+        **{name: there(target[order]) for name, target in micro.per_sequence.items()},
+        **{name: there(target[moved_from]) for name, target in micro.per_token.items()},
+        **{name: there(target) for name, target in micro.per_position.items()},
+    }
     return PackedBatch(
         ids=there(micro.ids[moved_from])[None],
         types=there(micro.types[moved_from])[None],
@@ -73,16 +97,8 @@ def pack(micro: Micro, device: str | torch.device = "cpu") -> PackedBatch:
         rows=rows,
         starts=there(rows.offsets[:-1]),
         positions=there(new_place[micro.positions]),
-        labels=there(micro.labels),
-        pair_labels=there(micro.pair_labels[order]),
+        targets=targets,
     )
-
-
-def empty_batch(device: str | torch.device = "cpu") -> PackedBatch:
-    """One token and nothing to predict: what a rank computes while others have one batch more."""
-    zero = torch.zeros(1, dtype=torch.int64, device=device)
-    rows = Rows(np.ones(1, dtype=np.int64), str(device))
-    return PackedBatch(zero[None], zero[None], zero[None], rows, zero, zero[:0], zero[:0], zero - 100)
 
 
 def attend_packed(

@@ -67,7 +67,7 @@ def pretrain(config: PretrainConfig | Mapping[str, Any]) -> PretrainReport:
         refuse_other_job(json.loads(store.read(_JOB)), job, config.output.path)
     if store.exists(_REPORT):
         return PretrainReport(config.output.path, json.loads(store.read(_REPORT)))
-    with alone(store, config.output.path), ray_session():
+    with ray_session():
         from raybert.train.launch import best_precision, launch
 
         pool = worker_pool(config.workers, reading=False)
@@ -77,10 +77,11 @@ def pretrain(config: PretrainConfig | Mapping[str, Any]) -> PretrainReport:
         if store.exists(_JOB):  # what `auto` became then holds
             kept = json.loads(store.read(_JOB))
             job |= {key: kept[key] for key in ("batch_tokens", "precision", "phases")}
-        store.write(_JOB, json.dumps(job, indent=1).encode())
-        store.write(_CONFIG, dump_yaml(_public(config)).encode())
-        figures = launch(config, job, pool)
-    store.write(_REPORT, json.dumps(figures).encode())
+        with alone(store, config.output.path):
+            store.write(_JOB, json.dumps(job, indent=1).encode())
+            store.write(_CONFIG, dump_yaml(_public(config)).encode())
+            figures = launch(config, job, pool)
+            store.write(_REPORT, json.dumps(figures).encode())
     if store.local:
         shutil.rmtree(store.path("_raybert/ray"), ignore_errors=True)
     return PretrainReport(config.output.path, figures)

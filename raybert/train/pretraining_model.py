@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     AutoConfig,
     AutoModelForMaskedLM,
@@ -15,8 +14,8 @@ from transformers import (
 )
 
 from raybert.train.cross_entropy import cross_entropy
-from raybert.train.dropout import quicken_dropout
-from raybert.train.packed import PACKED, PackedBatch
+from raybert.train.forward import Forward
+from raybert.train.packed import PackedBatch
 
 
 class Sums(NamedTuple):
@@ -52,9 +51,6 @@ _MLM_HEADS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     **dict.fromkeys(("roberta", "xlm-roberta", "camembert"), _roberta_head),
     **{"bert": _bert_head, "electra": _electra_head, "distilbert": _distilbert_head},
 }
-# theirs count positions from padding_idx + 1
-_OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert")
-_WITHOUT_TYPES = ("distilbert",)
 
 
 class PretrainingModel(nn.Module):
@@ -70,51 +66,27 @@ class PretrainingModel(nn.Module):
         self, plain: PreTrainedModel, *, padded: bool = False, autocast: torch.dtype | None = None
     ) -> None:
         super().__init__()
-        self.plain, self.padded, self.autocast = plain, padded, autocast
+        self.plain, self.autocast = plain, autocast
         kind = plain.config.model_type
         _refuse_unknown(kind)
-        plain.set_attn_implementation("sdpa" if padded else PACKED)
-        quicken_dropout(plain)
+        self._run = Forward(plain, padded=padded)
         self._head = _MLM_HEADS[kind]
-        self._offset = plain.config.pad_token_id + 1 if kind in _OFFSET_POSITIONS else 0
-        self._takes_types = kind not in _WITHOUT_TYPES
 
     def forward(self, batch: PackedBatch) -> Sums:
         """The sums of one batch. The MLM head sees predicted tokens only, the NSP head first tokens only."""
         device = batch.ids.device.type
         with torch.autocast(device, dtype=self.autocast, enabled=self.autocast is not None):
             mlm, pairs = self.logits(batch)
-        return Sums(*_counted(mlm, batch.labels), *_counted(pairs, batch.pair_labels))
+        return Sums(*_counted(mlm, batch.targets["labels"]), *_counted(pairs, batch.targets["pair_labels"]))
 
     def logits(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
         """[m, vocabulary] at the predicted tokens; [n, 2] at the first tokens, or [n, 0] without an NSP head."""
-        hidden = self._hidden(batch)
+        hidden = self._run.hidden(batch)
         mlm = self._head(self.plain, hidden[batch.positions])
         if not has_pair_head(self.plain):
             return mlm, hidden.new_empty(len(batch.starts), 0)
         first = self.plain.bert.pooler(hidden[batch.starts][:, None])
         return mlm, self.plain.cls.seq_relationship(first)
-
-    def _hidden(self, batch: PackedBatch) -> Tensor:
-        """[tokens, hidden] in the order of the batch."""
-        types = {"token_type_ids": batch.types} if self._takes_types else {}
-        if self.padded:
-            return self._hidden_padded(batch)
-        body = _body(self.plain)
-        places = batch.places + self._offset
-        return body(input_ids=batch.ids, position_ids=places, packed=batch.rows, **types).last_hidden_state[0]
-
-    def _hidden_padded(self, batch: PackedBatch) -> Tensor:
-        lengths = batch.rows.lengths.tolist()
-
-        def pad(packed: Tensor) -> Tensor:
-            return pad_sequence(list(packed[0].split(lengths)), batch_first=True)
-
-        mask = pad(torch.ones_like(batch.ids))
-        types = {"token_type_ids": pad(batch.types)} if self._takes_types else {}
-        places = pad(batch.places + self._offset)
-        out = _body(self.plain)(input_ids=pad(batch.ids), attention_mask=mask, position_ids=places, **types)
-        return out.last_hidden_state[mask.bool()]
 
 
 def build_model(
@@ -157,13 +129,6 @@ def _counted(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return cross_entropy(logits, labels)
     zero = logits.sum().float()
     return zero, torch.zeros_like(zero), torch.zeros_like(zero)
-
-
-def _body(model: PreTrainedModel) -> nn.Module:
-    """The encoder without its heads."""
-    body = model.base_model
-    assert isinstance(body, nn.Module)
-    return body
 
 
 def _refuse_unknown(kind: str) -> None:

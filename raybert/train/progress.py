@@ -1,14 +1,13 @@
 """What a run says of itself: one line of figures, and the share of the hardware's peak that it uses."""
 
-import math
 import resource
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import torch
 
 from raybert.train.packed import Micro
-from raybert.train.pretraining_model import PretrainingModel
 from raybert.train.step import Figures
 
 # dense 16-bit products per second, from the makers' data sheets
@@ -31,11 +30,11 @@ def peak_flops(device: str | torch.device, precision: str) -> float | None:
     return next((peak for key, peak in _PEAKS.items() if key in name.replace("-", " ").split()), None)
 
 
-def flops(model: PretrainingModel, micros: Iterable[Micro]) -> float:
+def flops(model: Any, micros: Iterable[Micro]) -> float:
     """Operations of forward and backward: 6 a weight and token, 12 layers x hidden x length a token for attention.
 
     Chowdhery et al. 2022 (PaLM, arXiv 2204.02311), appendix B. Embeddings are looked up, not multiplied; the
-    vocabulary's matrix is for predicted tokens only.
+    vocabulary's matrix is for masked tokens only.
     """
     config = model.plain.config
     embeddings = model.plain.get_input_embeddings().weight
@@ -44,7 +43,7 @@ def flops(model: PretrainingModel, micros: Iterable[Micro]) -> float:
     total = 0.0
     for micro in micros:
         tokens, squares = len(micro.ids), float((np.asarray(micro.lengths, np.float64) ** 2).sum())
-        total += 6 * (body - vocabulary) * tokens + 6 * vocabulary * len(micro.labels)
+        total += 6 * (body - vocabulary) * tokens + 6 * vocabulary * len(micro.positions)
         total += 12 * config.num_hidden_layers * config.hidden_size * squares
     return total
 
@@ -68,22 +67,10 @@ def line(
 ) -> str:
     """`step 100/1000  loss 6.123  ...` for the terminal."""
     parts = [f"step {step}/{steps}", f"loss {found.loss:.4f}", f"lr {lr:.3g}"]
-    if not math.isnan(found.pair_accuracy):
-        parts.append(f"mlm {found.mlm_loss:.4f}  pairs {found.pair_accuracy:.1%}")
+    if found.line:
+        parts.append(found.line)
     parts.append(f"{tokens_per_second:,.0f} tokens/s")
     if mfu is not None:
         parts.append(f"MFU {mfu:.1%}")
     parts.append(f"{memory:.1f} GB")
     return "  ".join(parts)
-
-
-def evaluation_line(step: int, found: Figures) -> str:
-    """`step 100  held out: loss 5.9 ...` for the terminal."""
-    text = f"step {step}  held out: loss {found.mlm_loss:.4f}  perplexity {found.perplexity:.1f}  accuracy {found.mlm_accuracy:.1%}"
-    return text if math.isnan(found.pair_accuracy) else f"{text}  pairs {found.pair_accuracy:.1%}"
-
-
-def baseline_line(step: int, found: Mapping[str, float]) -> str:
-    """What the held-out figures are to be compared with (see `raybert.train.baselines`)."""
-    text = f"step {step}  held out, by guessing: loss {found['unigram_loss']:.4f}  accuracy {found['unigram_accuracy']:.1%}"
-    return f"{text}  pairs {found['pair_majority']:.1%}" if "pair_majority" in found else text

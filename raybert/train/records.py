@@ -9,6 +9,7 @@ from raybert.train import progress
 from raybert.train.curves import History
 from raybert.train.step import Figures
 from raybert.train.tracking import Trackers
+from raybert.train.trained import Evaluation
 
 
 class Records:
@@ -67,12 +68,10 @@ class Records:
         self.say(progress.line(step, steps, found, lr=lr, tokens_per_second=speed, mfu=mfu, memory=memory))
         self.mark()
 
-    def evaluation(self, step: int, found: Figures) -> dict[str, float]:
-        """A line of an evaluation; its figures."""
-        figures = {k: v for k, v in found.as_dict().items() if k not in ("tokens", "predictions")}
-        self._add("held_out", step, figures)
-        self.say(progress.evaluation_line(step, found))
-        return figures
+    def evaluation(self, step: int, found: Evaluation) -> None:
+        """A line of an evaluation."""
+        self._add(found.name, step, found.figures)
+        self.say(f"step {step}  {found.name.replace('_', ' ')}: {found.line}")
 
     def say(self, line: str) -> None:
         """A line for the user."""

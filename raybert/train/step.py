@@ -1,11 +1,13 @@
 """One optimizer step over the micro batches of one rank: the loss, its normalisation, the dropout seeds.
 
-The loss of a step is (sum over predicted tokens) / (their number in the global batch) + the same for pairs. So neither
-the size of a micro batch nor the number of workers changes the gradients.
+The loss of a step is (sum over all targets) / (their number in the global batch), of every kind of target. So neither the
+size of a micro batch nor the number of workers changes the gradients.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,8 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
-from raybert.train.packed import Micro, empty_batch, pack
-from raybert.train.pretraining_model import Sums
+from raybert.train.packed import Micro, PackedBatch, pack
 
 # (bin number, content); None stands for the empty batch of a rank that has one less
 Micros = Sequence[tuple[int, Micro] | None]
@@ -22,47 +23,121 @@ Micros = Sequence[tuple[int, Micro] | None]
 
 @dataclass(frozen=True)
 class Counts:
-    """What a global batch holds, over all ranks."""
+    """What a global batch holds, over all ranks: `targets` of every kind that the objective has."""
 
-    predictions: int
-    pairs: int
+    targets: tuple[int, ...]
     tokens: int
     sequences: int
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What one step, or an evaluation, found: means over the global batch; nan where there was nothing to count."""
+    """What one step, or an evaluation, found.
+
+    Attributes:
+        loss: mean over the global batch. tokens: of the global batch.
+        values: others by name, such as accuracies; nan where there was nothing to count.
+        line: what is worth showing of them, for the terminal.
+        grad_norm: of the whole gradient, before it was clipped.
+    """
 
     loss: float
-    mlm_loss: float
-    mlm_accuracy: float
-    pair_loss: float
-    pair_accuracy: float
     tokens: int
-    predictions: int
+    values: Mapping[str, float] = field(default_factory=dict)
+    line: str = ""
     grad_norm: float = float("nan")
-
-    @property
-    def perplexity(self) -> float:
-        """exp of the MLM loss."""
-        return float(np.exp(self.mlm_loss))
 
     def as_dict(self) -> dict[str, float]:
         """The figures that are numbers, by name."""
-        found = {**asdict(self), "perplexity": self.perplexity}
+        found = {"loss": self.loss, **self.values, "tokens": self.tokens, "grad_norm": self.grad_norm}
         return {name: value for name, value in found.items() if value == value}
 
 
-def count(micros: Micros) -> Counts:
-    """The counts of one rank; their sum over the ranks is the global one."""
-    real = [entry[1] for entry in micros if entry is not None]
-    return Counts(
-        predictions=sum(len(micro.labels) for micro in real),
-        pairs=sum(int((micro.pair_labels >= 0).sum()) for micro in real),
-        tokens=sum(len(micro.ids) for micro in real),
-        sequences=sum(len(micro.lengths) for micro in real),
-    )
+class Objective(ABC):
+    """What is minimised, and how a step is told.
+
+    Attributes:
+        sums: makes a NamedTuple of the tensors [] that the model gives for a batch; they are added up over batches.
+        empty: a batch of one token and nothing to learn, computed by a rank while others have one batch more.
+    """
+
+    sums: Callable[..., Any]
+    empty: Micro
+
+    @abstractmethod
+    def targets(self, micro: Micro) -> tuple[int, ...]:
+        """How many targets of every kind a batch has."""
+
+    @abstractmethod
+    def loss(self, sums: Any, counts: Counts) -> Tensor:
+        """A batch's share of the global loss."""
+
+    @abstractmethod
+    def figures(self, totals: Any, counts: Counts) -> Figures:
+        """The figures of a global batch from its `sums`, as numbers."""
+
+    def forward_backward(
+        self,
+        model: Callable[..., Any],
+        batch: PackedBatch,
+        loss_of: Callable[[Any], Tensor],
+        backward: Callable[[Tensor], object],
+    ) -> Any:
+        """Forward and backward of one batch; its `sums`."""
+        sums = self.sums(*model(batch))
+        backward(loss_of(sums))
+        return sums
+
+    def count(self, micros: Micros) -> Counts:
+        """The counts of one rank; their sum over the ranks is the global one."""
+        real = [entry[1] for entry in micros if entry is not None]
+        kinds = [self.targets(micro) for micro in real] or [tuple(0 for _ in self.targets(self.empty))]
+        return Counts(
+            targets=tuple(map(sum, zip(*kinds, strict=True))),
+            tokens=sum(len(micro.ids) for micro in real),
+            sequences=sum(len(micro.lengths) for micro in real),
+        )
+
+    def accumulate(
+        self,
+        model: Callable[..., Any],
+        micros: Micros,
+        counts: Counts,
+        *,
+        seed: int,
+        step: int,
+        device: str | torch.device = "cpu",
+        backward: Callable[[Tensor], object] = Tensor.backward,
+        scale: float = 1.0,
+    ) -> Tensor:
+        """Forward and backward of all micro batches of one rank.
+
+        Args:
+            model: batch -> tensors of `sums`.
+            counts: of the global batch.
+            backward: takes the loss of a micro batch, times `scale`.
+
+        Returns:
+            float64 [sums]: the `sums` of this rank, added up, on the device.
+        """
+        found = []
+        for entry in micros:
+            number, micro = (0, self.empty) if entry is None else entry
+            seed_dropout(seed, step, number)
+            sums = self.forward_backward(
+                model, pack(micro, device), lambda sums: self.loss(sums, counts) * scale, backward
+            )
+            found.append(torch.stack([value.detach() for value in sums]).double())
+        return torch.stack(found).sum(0)
+
+    @torch.no_grad()
+    def evaluate(self, model: Callable[..., Any], micros: Micros, device: str | torch.device) -> Tensor:
+        """float64 [sums]: those of these batches, without gradients."""
+        found = []
+        for entry in micros:
+            batch = pack(self.empty if entry is None else entry[1], device)
+            found.append(torch.stack([value.double() for value in model(batch)]))
+        return torch.stack(found).sum(0)
 
 
 def even_out(micros: Sequence[tuple[int, Micro]], bins: int, world: int) -> Micros:
@@ -72,64 +147,14 @@ def even_out(micros: Sequence[tuple[int, Micro]], bins: int, world: int) -> Micr
     return [*micros, *[None] * missing]
 
 
-def loss_of(sums: Sums, counts: Counts) -> Tensor:
-    """This batch's share of the global loss."""
-    return sums.mlm_sum / max(1, counts.predictions) + sums.pair_sum / max(1, counts.pairs)
-
-
 def seed_dropout(seed: int, step: int, number: int) -> None:
     """Torch's generators for bin `number` of `step`: dropout does not depend on which rank computes it, or when."""
     torch.manual_seed(int(np.random.SeedSequence((seed, step, number)).generate_state(1, np.uint64)[0] >> 1))
 
 
-def accumulate(
-    model: Callable[..., Sums],
-    micros: Micros,
-    counts: Counts,
-    *,
-    seed: int,
-    step: int,
-    device: str | torch.device = "cpu",
-    backward: Callable[[Tensor], object] = Tensor.backward,
-    scale: float = 1.0,
-) -> Tensor:
-    """Forward and backward of all micro batches of one rank.
-
-    Args:
-        model: batch -> Sums.
-        counts: of the global batch.
-        backward: takes the loss of a micro batch, times `scale`.
-
-    Returns:
-        float64 [6]: the `Sums` of this rank, added up, on the device.
-    """
-    totals = torch.zeros(len(Sums._fields), dtype=torch.float64, device=device)
-    for entry in micros:
-        number, batch = (0, empty_batch(device)) if entry is None else (entry[0], pack(entry[1], device))
-        seed_dropout(seed, step, number)
-        sums = Sums(*model(batch))
-        backward(loss_of(sums, counts) * scale)
-        totals += torch.stack([value.detach() for value in sums]).double()
-    return totals
-
-
-def figures(totals: Sequence[float], counts: Counts, grad_norm: float = float("nan")) -> Figures:
-    """The figures of a global batch from its summed `Sums`."""
-    sums = Sums(*totals)  # type: ignore[arg-type]
-
-    def mean(total: float, over: float) -> float:
-        return float(total / over) if over else float("nan")
-
-    return Figures(
-        loss=float(sums.mlm_sum / max(1, counts.predictions) + sums.pair_sum / max(1, counts.pairs)),
-        mlm_loss=mean(sums.mlm_sum, counts.predictions),
-        mlm_accuracy=mean(sums.mlm_correct, counts.predictions),
-        pair_loss=mean(sums.pair_sum, counts.pairs),
-        pair_accuracy=mean(sums.pair_correct, counts.pairs),
-        tokens=counts.tokens,
-        predictions=counts.predictions,
-        grad_norm=grad_norm,
-    )
+def mean(total: float, over: float) -> float:
+    """total / over; nan where there was nothing to count."""
+    return float(total / over) if over else float("nan")
 
 
 def train_step(
@@ -142,17 +167,22 @@ def train_step(
     step: int,
     clip: float | None = None,
     device: str | torch.device = "cpu",
+    objective: Objective | None = None,
 ) -> Figures:
     """One update in one process, with neither Ray nor DeepSpeed: for benchmarks and as the reference in tests.
 
-    `clip` bounds the norm of the whole gradient; no update is made where that is not finite.
+    `clip` bounds the norm of the whole gradient; no update is made where that is not finite. `objective` is that of
+    pretraining unless given.
     """
-    counts = count(micros)
+    from raybert.train.pretraining_objective import PRETRAINING
+
+    objective = objective or PRETRAINING
+    counts = objective.count(micros)
     optimizer.zero_grad()
-    totals = accumulate(model, micros, counts, seed=seed, step=step, device=device)
+    totals = objective.accumulate(model, micros, counts, seed=seed, step=step, device=device)
     norm = clip_grad_norm_(model.parameters(), clip or float("inf"))
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("lr_scale", 1.0)
     if torch.isfinite(norm):
         optimizer.step()
-    return figures(totals.tolist(), counts, float(norm))
+    return replace(objective.figures(objective.sums(*totals.tolist()), counts), grad_norm=float(norm))

@@ -1,6 +1,7 @@
 """Small models and batches for the tests of training."""
 
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -20,6 +21,16 @@ class FakeMicro:
     labels: np.ndarray
     pair_labels: np.ndarray
     digest: int = 0
+
+    per_token = MappingProxyType({})
+
+    @property
+    def per_sequence(self) -> dict[str, np.ndarray]:
+        return {"pair_labels": self.pair_labels}
+
+    @property
+    def per_position(self) -> dict[str, np.ndarray]:
+        return {"labels": self.labels}
 
 
 def micro(seed: int, lengths: tuple[int, ...] = (7, 12, 3, 12, 9), *, pairs: bool = True) -> FakeMicro:

@@ -164,8 +164,130 @@ def phases(folder: Path, rank: int) -> dict:
         **run.records.history.values,
         "saved": saved,
         "epochs": epochs.steps,
-        "per_epoch": epochs.streams[0].steps_per_epoch,
+        "per_epoch": epochs.trained.streams[0].steps_per_epoch,
     }
+
+
+_TASKS: dict[str, dict] = {
+    "plain": {},
+    "zero2": {"train.zero": 2},
+    "lora": {"adapter.name": "lora"},
+    "early": {"train.lr": 1e-9, "train.evaluate.every": 2, "train.evaluate.patience": 2},
+}
+_MORE_TASKS: dict[str, dict] = {
+    "zero3": {"train.zero": 3},
+    "frozen": {"freeze.layers": 1, "train.layer_decay": 0.8},
+    "gradual": {"freeze.gradual": True, "train.batch_size": 50},
+    "freelb": {"adversarial.name": "freelb", "adversarial.epsilon": 0.0},
+}
+
+
+def tasks(folder: Path, rank: int) -> dict:
+    """Runs of a task: plain, cut up, with an adapter, stopped early."""
+    return whole_and_again(folder, rank, _TASKS)
+
+
+def more_tasks(folder: Path, rank: int) -> dict:
+    """Runs of a task with other levers."""
+    return whole_and_again(folder, rank, _MORE_TASKS)
+
+
+def whole_and_again(folder: Path, rank: int, runs: dict[str, dict]) -> dict:
+    """Every run whole, and gone on with from a checkpoint in its middle."""
+    import shutil
+
+    import torch.distributed as dist
+
+    from raybert.train.checkpoint import Checkpoints
+
+    out: dict = {}
+    for name, changes in runs.items():
+        run, lines = task_run(folder, name, changes)
+        figures = run.go()
+        saved = run.checkpoints.steps()
+        out[name] = {"figures": figures, "lines": lines, "saved": saved, "best": run.best}
+        out[name]["digests"] = run.checkpoints.record(saved[-1])["digests"]
+        out[name]["history"] = run.records.history.values
+        if name == "early":
+            continue
+        dist.barrier()
+        if rank == 0:
+            shutil.copytree(folder / name, folder / f"{name}-again")
+            shutil.rmtree(folder / f"{name}-again" / "model")
+            Checkpoints(folder / f"{name}-again" / "checkpoints").drop_after(12)
+        dist.barrier()
+        again, _ = task_run(folder, f"{name}-again", changes)
+        out[name]["again"] = again.go()
+        out[name]["again_best"] = again.best
+        out[name]["again_digests"] = again.checkpoints.record(24)["digests"]
+    return out
+
+
+def levers(folder: Path, rank: int) -> dict:
+    """Short runs, each whole and gone on with from the middle."""
+    import shutil
+
+    import pyarrow.parquet as pq
+
+    from raybert.train.checkpoint import Checkpoints
+    from tests.train.task_tables import task_settings, write
+
+    task_settings(folder, folder)
+    table = pq.read_table(folder / "train.parquet").to_pylist()[:60]
+    write(folder / "multi.parquet", [row | {"label": ["x", row["label"]]} for row in table])
+    write(folder / "numbers.parquet", [row | {"label": len(row["text"]) / 40} for row in table])
+    common = {"train.steps": 6, "train.evaluate.every": 3, "train.checkpoint.steps": 3, "model.dropout": 0.2}
+    out: dict = {}
+    for name, changes in {
+        "adalora": {"adapter.name": "adalora", "adapter.rank": 4, "adapter.target_rank": 2},
+        "bitfit": {"adapter.name": "bitfit"},
+        "bottleneck": {"adapter.name": "bottleneck", "adapter.width": 4},
+        "prefix": {"adapter.name": "prefix", "adapter.tokens": 3},
+        "fgm": {"adversarial.name": "fgm"},
+        "pgd": {"adversarial.name": "pgd"},
+        "r_drop": {"regularize.r_drop": 1.0, "regularize.label_smoothing": 0.1},
+        "multi": {"task.kind": "multi", **both(folder / "multi.parquet")},
+        "regression": {"task.kind": "regression", **both(folder / "numbers.parquet")},
+    }.items():
+        run, _ = task_run(folder, f"short-{name}", {**common, **changes})
+        out[name] = {"figures": run.go()}
+        shutil.copytree(folder / f"short-{name}", folder / f"short-{name}-again")
+        Checkpoints(folder / f"short-{name}-again" / "checkpoints").drop_after(3)
+        out[name]["again"] = task_run(folder, f"short-{name}-again", {**common, **changes})[0].go()
+        out[name]["files"] = sorted(file.name for file in (folder / f"short-{name}" / "model").iterdir())
+    return out
+
+
+def both(path: Path) -> dict[str, str]:
+    """A table to train on and to evaluate on."""
+    return {"data.path": str(path), "data.validation": str(path)}
+
+
+def task_run(folder: Path, name: str, changes: dict):
+    """A run of the loop for a task in this process, and its lines."""
+    import torch.distributed as dist
+
+    from raybert.config import load
+    from raybert.config.finetune import FinetuneConfig
+    from raybert.corpus.store import Store
+    from raybert.train.finetuning import Finetuning
+    from raybert.train.loop import Run
+    from raybert.train.task_job import complete_job, prepare_job
+    from tests.train.task_tables import task_settings
+
+    if dist.get_rank() == 0:
+        task_settings(folder, folder / name)
+    dist.barrier()
+    config = load(FinetuneConfig, settings=task_settings(folder, folder / name, **changes))
+    prepared = prepare_job(config)
+    complete_job(prepared, config, gpu=False, workers=2)
+    if dist.get_rank() == 0:
+        for file, content in prepared.files.items():
+            Store(config.output.path).write(file, content)
+    dist.barrier()
+    lines: list[str] = []
+    made = Finetuning(config, prepared.job)
+    return Run(config, prepared.job, made, "cpu", lines.append), lines
 
 
 def writing(folder: Path, rank: int) -> dict:
@@ -203,6 +325,7 @@ def loop_run(folder: Path, name: str, train: dict):
     from raybert.config.training import PretrainConfig
     from raybert.train.job import complete_job, make_job
     from raybert.train.loop import Run
+    from raybert.train.pretraining import Pretraining
     from tests.train.tokens import token_folder
 
     tokens = folder / "tokens"
@@ -228,7 +351,7 @@ def loop_run(folder: Path, name: str, train: dict):
     job = make_job(config)
     complete_job(job, config, gpu=False)
     lines: list[str] = []
-    return Run(config, job, "cpu", lines.append), lines
+    return Run(config, job, Pretraining(config, job), "cpu", lines.append), lines
 
 
 def run(world: int, folder: Path, job: str) -> dict:
@@ -263,8 +386,16 @@ def main(rank: int, world: int, folder: Path, job: str, meeting: str) -> None:
     import torch.distributed as dist
 
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
-    jobs = {"stages": stages, "resume": resume, "spike": spike, "phases": phases, "writing": writing}
-    found = jobs[job](folder, rank)
+    found = {
+        "stages": stages,
+        "resume": resume,
+        "spike": spike,
+        "phases": phases,
+        "writing": writing,
+        "tasks": tasks,
+        "more_tasks": more_tasks,
+        "levers": levers,
+    }[job](folder, rank)
     if rank == 0:
         (folder / f"{job}-{world}.json").write_text(json.dumps(found))
     dist.barrier()

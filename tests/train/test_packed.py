@@ -9,8 +9,9 @@ import torch
 from torch.testing import assert_close
 from transformers import AutoModelForMaskedLM, BertForPreTraining
 
-from raybert.train.packed import empty_batch, pack
+from raybert.train.packed import pack
 from raybert.train.pretraining_model import build_model
+from raybert.train.pretraining_objective import PRETRAINING
 from tests.encoder.tiny import tiny_model
 from tests.train.fakes import config, micro, model
 
@@ -120,7 +121,7 @@ def test_attention_weights_are_dropped():
 
 
 def test_an_empty_batch_has_zero_gradients_everywhere():
-    found = gradients(model(pairs=True), empty_batch())
+    found = gradients(model(pairs=True), pack(PRETRAINING.empty))
     assert all(not grad.any() for grad in found.values())
 
 

@@ -10,8 +10,9 @@ from torch.testing import assert_close
 from raybert.train.combinations import refuse_combinations
 from raybert.train.lamb import Lamb
 from raybert.train.optimizers import make_optimizer, parameter_groups
+from raybert.train.pretraining_objective import PRETRAINING
 from raybert.train.schedules import Schedule, phase_at
-from raybert.train.step import accumulate, count, even_out, train_step
+from raybert.train.step import even_out, train_step
 from tests.train.fakes import FakeMicro, micro, model
 
 
@@ -25,7 +26,7 @@ def joined(parts: list[FakeMicro]) -> FakeMicro:
 
 
 def gradients(ours, micros, counts, **options):
-    accumulate(ours, micros, counts, seed=1, step=0, **options)
+    PRETRAINING.accumulate(ours, micros, counts, seed=1, step=0, **options)
     found = {name: p.grad.clone() for name, p in ours.named_parameters()}
     ours.zero_grad()
     return found
@@ -35,7 +36,7 @@ def test_one_batch_is_many_small_ones_is_two_workers():
     parts = [micro(seed, lengths) for seed, lengths in enumerate([(9, 4), (12,), (3, 3, 5), (30, 2)])]
     parts.append(micro(9, (6, 8), pairs=False))  # no pairs, and other numbers of predictions
     micros = list(enumerate(parts))
-    counts, ours = count(micros), model(pairs=True)
+    counts, ours = PRETRAINING.count(micros), model(pairs=True)
     whole = gradients(ours, [(0, joined(parts))], counts)
     assert_close(gradients(ours, micros, counts), whole, atol=1e-6, rtol=1e-5)
     # two workers, whose gradients are added up; the second has a batch less
@@ -45,18 +46,18 @@ def test_one_batch_is_many_small_ones_is_two_workers():
     added = [gradients(ours, share, counts) for share in shares]
     assert_close({n: added[0][n] + added[1][n] for n in whole}, whole, atol=1e-6, rtol=1e-5)
     # a mean of means would be something else
-    means = [gradients(ours, [entry], count([entry])) for entry in micros]
+    means = [gradients(ours, [entry], PRETRAINING.count([entry])) for entry in micros]
     name = "plain.bert.encoder.layer.0.attention.self.value.weight"
     assert not torch.allclose(sum(m[name] for m in means) / 5, whole[name], atol=1e-4)
 
 
 def test_dropout_does_not_depend_on_the_worker():
     micros = [(number, micro(number)) for number in range(4)]
-    counts, ours = count(micros), model(pairs=True, dropout=0.3).train()
+    counts, ours = PRETRAINING.count(micros), model(pairs=True, dropout=0.3).train()
     whole = gradients(ours, micros, counts)
     other = gradients(ours, micros[::-1], counts)
     assert_close(other, whole, atol=1e-6, rtol=1e-5)
-    accumulate(ours, micros, counts, seed=1, step=1)
+    PRETRAINING.accumulate(ours, micros, counts, seed=1, step=1)
     name, p = next((n, p) for n, p in ours.named_parameters() if "value.weight" in n)
     assert not torch.allclose(p.grad, whole[name], atol=1e-4)
 
@@ -69,8 +70,8 @@ def test_figures_are_means_over_the_batch():
         ours, make_optimizer("adamw", ours), [(0, joined([m for _, m in micros]))], lr=0.0, seed=0, step=0
     )
     assert_close(found.as_dict(), again.as_dict(), atol=1e-5, rtol=1e-5)
-    assert found.perplexity == pytest.approx(math.exp(found.mlm_loss))
-    assert found.loss == pytest.approx(found.mlm_loss + found.pair_loss)
+    assert found.values["perplexity"] == pytest.approx(math.exp(found.values["mlm_loss"]))
+    assert found.loss == pytest.approx(found.values["mlm_loss"] + found.values["pair_loss"])
 
 
 @pytest.mark.parametrize("name", ["adamw", "lamb"])

@@ -1,0 +1,292 @@
+"""Settings of fine-tuning: a pretrained encoder, a labelled table, a task, and the levers."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from raybert.config.core import Settings
+from raybert.config.groups import CorpusSettings, WorkersSettings
+from raybert.config.tasks import AnswersSettings, EntitiesSettings, RelationsSettings
+from raybert.config.training import CheckpointSettings, Count, SpikeSettings
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class FinetuneModelSettings(Settings):
+    """The encoder to begin with."""
+
+    name: str = Field("", description="folder or Hugging Face hub name of the model to begin with; required")
+    revision: str | None = Field(None, description="branch, tag or commit of a hub model")
+    max_length: int | None = Field(
+        None, ge=3, description="tokens of a row, special ones included; default: what the model takes"
+    )
+    dropout: Share | None = Field(
+        None, description="activations set to zero in training; default: the model's"
+    )
+    attention_dropout: Share | None = Field(
+        None,
+        description="attention weights set to zero in training; default: the model's; 0 is much faster on a GPU",
+    )
+    trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
+
+
+class TableSettings(CorpusSettings):
+    """The labelled table."""
+
+    text_pair: str | None = Field(
+        None, description="column of a second text: the model reads both, as in question and answer"
+    )
+    label: str = Field("label", description="column of what is to be learnt")
+    validation: str | list[str] = Field(
+        [], description="files, folders or globs with the same columns to evaluate on while training"
+    )
+    validation_share: Share = Field(
+        0.0, description="instead of data.validation: this share of the rows is held out, drawn by train.seed"
+    )
+
+    @model_validator(mode="after")
+    def _one_validation(self) -> Self:
+        if self.validation and self.validation_share:
+            raise ValueError("data.validation and data.validation_share exclude each other; give one of them")
+        return self
+
+    @property
+    def validation_paths(self) -> list[str]:
+        """`validation` as a list."""
+        return [self.validation] if isinstance(self.validation, str) else list(self.validation)
+
+
+class ClassificationSettings(Settings):
+    """A label, some labels, or a number for a text or a pair of texts."""
+
+    name: Literal["classification"] = Field("classification", description="what is learnt")
+    kind: Literal["single", "multi", "regression"] = Field(
+        "single",
+        description="single: one label a row; multi: any number (a list, or text apart by task.separator); "
+        "regression: a number",
+    )
+    separator: str = Field(
+        ",", min_length=1, description="between the labels of a row where they are text (multi)"
+    )
+    class_weights: Literal["none", "balanced"] | dict[str, Annotated[float, Field(ge=0)]] = Field(
+        "none",
+        description="weight of each label in the loss; balanced: rows / (labels x rows of the label); or {label: weight}",
+    )
+
+    @model_validator(mode="after")
+    def _weights_fit(self) -> Self:
+        if self.kind != "single" and self.class_weights != "none":
+            raise ValueError("task.class_weights needs task.kind=single")
+        return self
+
+
+TaskSettings = ClassificationSettings | EntitiesSettings | RelationsSettings | AnswersSettings
+
+
+class FinetuneEvaluateSettings(Settings):
+    """Evaluation on the validation rows."""
+
+    every: int | None = Field(
+        None,
+        ge=0,
+        description="steps between evaluations, each saved, and one at the end; default: an epoch; 0: none",
+    )
+    metric: str = Field(
+        "auto",
+        description="figure by which a model is better; auto: the task's own; loss is better when lower",
+    )
+    patience: Count | None = Field(
+        None,
+        description="evaluations in a row without a better one after which the run stops; default: it goes on",
+    )
+    export: Literal["best", "last"] = Field(
+        "best", description="which model is the finished one; best needs validation rows"
+    )
+
+
+class FinetuneTrainSettings(Settings):
+    """How the model is trained."""
+
+    steps: Count | None = Field(None, description="updates of the run, instead of epochs")
+    epochs: float | None = Field(None, gt=0, description="passes over the rows; default: 3")
+    batch_size: Count = Field(32, description="rows of one update, over all workers")
+    lr: float = Field(5e-5, gt=0, description="highest learning rate")
+    schedule: Literal["linear", "cosine", "wsd", "constant"] = Field(
+        "linear", description="learning rate after the warmup; wsd is constant, then falls over train.decay"
+    )
+    warmup: float = Field(0.1, ge=0, description="steps in which the learning rate rises; below 1 a share")
+    decay: float = Field(0.1, ge=0, description="steps in which wsd falls at the end; below 1 a share")
+    final: float = Field(0.0, ge=0, le=1, description="last learning rate, as a share of the highest")
+    optimizer: Literal["adamw", "lamb"] = Field(
+        "adamw", description="lamb is for batches of thousands of rows"
+    )
+    weight_decay: float = Field(0.01, ge=0, description="of matrices; biases and norms are not decayed")
+    layer_decay: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="each layer learns at so many times the rate of the one above; 1: all alike",
+    )
+    clip: float | None = Field(1.0, gt=0, description="bound of the gradient's norm; null: none")
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="of computing; auto: bfloat16 on a GPU that has it, else float32"
+    )
+    seed: int = Field(0, ge=0, description="of new weights, the order of the rows and dropout")
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(
+        [],
+        description="several runs, one for each seed, in output.path/seed-N; mean and deviation are reported",
+    )
+    padded: bool = Field(False, description="compute padded batches, for comparison; packed ones are faster")
+    zero: Literal[0, 1, 2, 3] = Field(
+        0,
+        description="DeepSpeed ZeRO: over the workers cut up 1 optimizer state, 2 gradients too, 3 weights too",
+    )
+    offload: bool = Field(False, description="optimizer state in the host's memory; needs g++ and ninja")
+    recompute: bool = Field(
+        False, description="compute activations again instead of keeping them: less memory"
+    )
+    on_spike: Literal["stop", "rewind", "ignore"] = Field(
+        "ignore", description="rewind: back to the last good checkpoint, on to other batches"
+    )
+    spike: SpikeSettings = Field(default_factory=SpikeSettings)
+    checkpoint: CheckpointSettings = Field(default_factory=CheckpointSettings)
+    evaluate: FinetuneEvaluateSettings = Field(default_factory=FinetuneEvaluateSettings)
+    log_every: Count = Field(10, description="steps between lines of progress")
+    restarts: int = Field(5, ge=0, description="times that a run is started again after a worker was lost")
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if self.steps is not None and self.epochs is not None:
+            raise ValueError("train.steps and train.epochs exclude each other; give one of them")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"train.seeds={self.seeds} names a seed twice")
+        return self
+
+
+class FreezeSettings(Settings):
+    """What is not trained."""
+
+    layers: Annotated[int, Field(ge=0)] | Literal["all"] = Field(
+        0,
+        description="the lowest so many layers (and the embeddings) stay as they are; all: only the head is trained",
+    )
+    embeddings: bool = Field(False, description="the embeddings stay as they are")
+    gradual: bool = Field(
+        False, description="begin with the head alone, one layer more from the top each epoch (ULMFiT)"
+    )
+
+
+# what means something for each kind
+_ADAPTERS = {
+    "none": (),
+    "lora": ("rank", "alpha", "dropout"),
+    "adalora": ("rank", "alpha", "dropout", "target_rank"),
+    "prefix": ("tokens",),
+    "bottleneck": ("width", "dropout"),
+    "bitfit": (),
+}
+
+
+class AdapterSettings(Settings):
+    """A few new weights are trained instead of all."""
+
+    name: Literal["none", "lora", "adalora", "prefix", "bottleneck", "bitfit"] = Field(
+        "none",
+        description="lora and adalora are merged into the finished model, the others saved beside its base",
+    )
+    rank: Count = Field(8, description="of the new matrices (lora); at the start (adalora)")
+    alpha: float = Field(16.0, gt=0, description="new matrices count alpha / rank times (lora, adalora)")
+    dropout: Share = Field(0.0, description="of what the new weights see (lora, adalora, bottleneck)")
+    target_rank: Count = Field(4, description="mean rank at the end (adalora)")
+    tokens: Count = Field(20, description="new keys and values in front of every layer's (prefix)")
+    width: Count = Field(64, description="of the new layers (bottleneck)")
+
+    @model_validator(mode="after")
+    def _refuse_unused(self) -> Self:
+        return _refuse_unused(self, "adapter", _ADAPTERS)
+
+
+_ADVERSARIAL = {
+    "none": (),
+    "fgm": ("epsilon",),
+    "pgd": ("epsilon", "alpha", "steps"),
+    "freelb": ("epsilon", "alpha", "steps", "init"),
+}
+
+
+class AdversarialSettings(Settings):
+    """Train on inputs that were changed, at the word embeddings, so that the loss is higher."""
+
+    name: Literal["none", "fgm", "pgd", "freelb"] = Field("none", description="how the change is found")
+    epsilon: float = Field(
+        1.0, ge=0, description="norm of the change of a row, at most; freelb: 0 is no bound"
+    )
+    alpha: float = Field(0.3, gt=0, description="norm of one step (pgd, freelb)")
+    steps: Count = Field(3, description="steps of the search (pgd, freelb)")
+    init: float = Field(0.0, ge=0, description="size of the random change to begin with (freelb)")
+
+    @model_validator(mode="after")
+    def _refuse_unused(self) -> Self:
+        return _refuse_unused(self, "adversarial", _ADVERSARIAL)
+
+
+class RegularizeSettings(Settings):
+    """What keeps the model from learning the rows by heart."""
+
+    r_drop: float = Field(
+        0.0,
+        ge=0,
+        description="weight of the divergence of two passes with different dropout (R-Drop); 0: one pass",
+    )
+    label_smoothing: Share = Field(0.0, description="share of the truth that is spread over all labels")
+
+
+class FinetuneOutput(Settings):
+    """Where the run lies."""
+
+    path: str = Field(
+        "", description="folder of the run and the finished model, local or s3:// gs:// ...; required"
+    )
+    max_rejects: int | float | None = Field(
+        None, ge=0, description="stop when more rows are rejected: a count, or a share below 1"
+    )
+
+
+class FinetuneConfig(Settings):
+    """raybert finetune: a pretrained encoder and a labelled table in, a model of the task out."""
+
+    model: FinetuneModelSettings = Field(default_factory=FinetuneModelSettings)
+    data: TableSettings = Field(default_factory=TableSettings)
+    task: TaskSettings = Field(default_factory=ClassificationSettings, discriminator="name")
+    freeze: FreezeSettings = Field(default_factory=FreezeSettings)
+    adapter: AdapterSettings = Field(default_factory=AdapterSettings)
+    adversarial: AdversarialSettings = Field(default_factory=AdversarialSettings)
+    regularize: RegularizeSettings = Field(default_factory=RegularizeSettings)
+    output: FinetuneOutput = Field(default_factory=FinetuneOutput)
+    workers: WorkersSettings = Field(default_factory=WorkersSettings)
+    batch_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto",
+        description="tokens in one packed forward pass of one worker; auto: 4096 on a CPU, 32768 on a GPU",
+    )
+    train: FinetuneTrainSettings = Field(default_factory=FinetuneTrainSettings)
+    track: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(
+        ["tensorboard"], description="where curves are shown beside the run's own: tensorboard, wandb, mlflow"
+    )
+    dry_run: bool = Field(False, description="print the resolved settings and the plan; write nothing")
+
+    @field_validator("task", mode="before")
+    @classmethod
+    def _classification_unless_named(cls, value: Any) -> Any:
+        return {"name": "classification", **value} if isinstance(value, dict) else value
+
+
+def _refuse_unused(settings: Any, group: str, known: dict[str, tuple[str, ...]]) -> Any:
+    """Settings of another kind are a mistake, unless they say what would hold anyway."""
+    fields = type(settings).model_fields
+    for key in settings.model_fields_set - {"name", *known[settings.name]}:
+        if getattr(settings, key) != fields[key].default:
+            kinds = [name for name, keys in known.items() if key in keys]
+            raise ValueError(
+                f"{group}.{key} means nothing with {group}.name={settings.name}; it is of {', '.join(kinds)}"
+            )
+    return settings

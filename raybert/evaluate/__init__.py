@@ -1,0 +1,1 @@
+"""Metrics, tables, plots and reports: numbers in, pages out, without torch and Ray."""

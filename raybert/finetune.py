@@ -1,0 +1,190 @@
+"""raybert finetune: a pretrained encoder and a labelled table in, a model of the task out.
+
+Resolves and checks on the driver, which makes the examples and needs no torch.
+"""
+
+import json
+import os
+import shutil
+import statistics
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from raybert.config import dump_yaml, load, require
+from raybert.config.finetune import FinetuneConfig
+from raybert.corpus.filesystems import public_uri
+from raybert.corpus.session import ray_session, worker_pool
+from raybert.corpus.store import Store
+from raybert.train.alone import alone
+from raybert.train.task_job import (
+    Prepared,
+    complete_job,
+    prepare_job,
+    refuse_other_job,
+    refuse_settings,
+)
+
+_JOB, _CONFIG, _REPORT = "_raybert/job.json", "_raybert/config.yaml", "_raybert/report.json"
+
+
+@dataclass(frozen=True)
+class FinetuneReport:
+    """How a run ended.
+
+    Attributes:
+        figures: of the finished model; empty for a dry run. Of several seeds their means, and `NAME_deviation`, the
+            standard deviation of a sample.
+        plan: the job: rows, labels, steps.
+        seeds: the figures of every seed, where there were several.
+    """
+
+    folder: str
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    plan: Mapping[str, Any] = field(default_factory=dict)
+    seeds: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        lines = []
+        for part, rows in self.plan.get("rows", {}).items():
+            rejected = rows["rows"] - rows["used"]
+            lines.append(f"{part:24} {rows['rows']:,} rows = {rows['used']:,} used + {rejected:,} rejected")
+            lines += [f"{'':24} {count:,} x {reason}" for reason, count in rows["rejected"].items()]
+        if "labels" in self.plan:
+            lines.append(f"{'labels':24} {len(self.plan['labels']):,}")
+        if not self.figures:
+            return "\n".join(
+                [*lines, f"{'steps':24} {self.plan['phases'][0]['steps']:,}", "dry run: nothing was written"]
+            )
+        for name, value in self.figures.items():
+            if value is None or name.endswith("_deviation"):
+                continue
+            deviation = self.figures.get(f"{name}_deviation")
+            lines.append(f"{name:24} {value:.6g}" + (f" ± {deviation:.2g}" if deviation is not None else ""))
+        where = f"{self.folder}/seed-*/model" if self.seeds else f"{self.folder}/model"
+        return "\n".join([*lines, f"{'model':24} {where}"])
+
+
+def main(config: FinetuneConfig) -> int:
+    """The command: run, print the report. Returns 0."""
+    print(finetune(config))
+    return 0
+
+
+def finetune(config: FinetuneConfig | Mapping[str, Any]) -> FinetuneReport:
+    """Fine-tune for a task; a run that was stopped goes on from its newest checkpoint, on any number of workers.
+
+    Raises:
+        ValueError: settings or rows that cannot be used, or that changed since the folder was started.
+        RuntimeError: the run failed; the same call goes on from the newest checkpoint.
+    """
+    if not isinstance(config, FinetuneConfig):
+        config = load(FinetuneConfig, settings=config)
+    require(config, "model.name", "data.path", "output.path")
+    config = _absolute(config)
+    refuse_settings(config)
+    if len(config.train.seeds) > 0:
+        return _each_seed(config)
+    prepared = prepare_job(config)
+    if config.dry_run:
+        complete_job(prepared, config, gpu=False, workers=1)
+        print(dump_yaml(_public(config)), file=sys.stderr)
+        return FinetuneReport(config.output.path, plan=prepared.job)
+    with ray_session():
+        return _run(config, prepared)
+
+
+def _each_seed(config: FinetuneConfig) -> FinetuneReport:
+    """One run after the other, in folders of their own; means and deviations of their figures."""
+    store, seeds, plan = Store(config.output.path), {}, {}
+    with ray_session():
+        for seed in config.train.seeds:
+            train = config.train.model_copy(update={"seed": seed, "seeds": []})
+            path = f"{config.output.path.rstrip('/')}/seed-{seed}"
+            output = config.output.model_copy(update={"path": path})
+            own = config.model_copy(update={"train": train, "output": output})
+            prepared = prepare_job(own)
+            if config.dry_run:
+                complete_job(prepared, own, gpu=False, workers=1)
+                print(dump_yaml(_public(config)), file=sys.stderr)
+                return FinetuneReport(config.output.path, plan=prepared.job)
+            report = _run(own, prepared)
+            seeds[str(seed)], plan = report.figures, report.plan
+    figures = _means([*seeds.values()])
+    store.write(_REPORT, json.dumps({"figures": figures, "seeds": seeds}, indent=1).encode())
+    return FinetuneReport(config.output.path, figures, plan, seeds)
+
+
+def _means(every: list[Mapping[str, Any]]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for name in every[0]:
+        values = [figures[name] for figures in every if figures.get(name) is not None]
+        found[name] = statistics.fmean(values) if values else float("nan")
+        if len(values) > 1:
+            found[f"{name}_deviation"] = statistics.stdev(values)
+    return found
+
+
+def _run(config: FinetuneConfig, prepared: Prepared) -> FinetuneReport:
+    """One run to its end, or what is left of it."""
+    store, job = Store(config.output.path), prepared.job
+    if store.exists(_JOB):
+        refuse_other_job(json.loads(store.read(_JOB)), job, config.output.path)
+    if store.exists(_REPORT):
+        kept = json.loads(store.read(_REPORT))
+        return FinetuneReport(config.output.path, kept, json.loads(store.read(_JOB)))
+    from raybert.train.launch import best_precision, launch
+
+    pool = worker_pool(config.workers, reading=False)
+    automatic = config.train.precision == "auto" and not store.exists(_JOB)
+    precision = best_precision(pool) if automatic else "float32"
+    complete_job(prepared, config, gpu=bool(pool.gpus), workers=pool.high, precision=precision)
+    if store.exists(_JOB):  # what `auto` became then holds
+        kept = json.loads(store.read(_JOB))
+        job |= {key: kept[key] for key in ("batch_tokens", "precision", "parts", "phases")}
+    with alone(store, config.output.path):
+        for name, content in prepared.files.items():
+            store.write(name, content)
+        store.write(_CONFIG, dump_yaml(_public(config)).encode())
+        store.write(_JOB, json.dumps(job, indent=1).encode())
+        figures = launch(config, job, pool)
+        store.write(_REPORT, json.dumps(figures).encode())
+    if store.local:
+        shutil.rmtree(store.path("_raybert/ray"), ignore_errors=True)
+    return FinetuneReport(config.output.path, figures, job)
+
+
+def _on_paths(config: FinetuneConfig, change: Any) -> FinetuneConfig:
+    """The settings with all paths of data and output changed."""
+    data = config.data
+
+    def each(value: str | list[str]) -> str | list[str]:
+        return (
+            (change(value) if value else value)
+            if isinstance(value, str)
+            else [change(path) for path in value]
+        )
+
+    return config.model_copy(
+        update={
+            "data": data.model_copy(update={"path": each(data.path), "validation": each(data.validation)}),
+            "output": config.output.model_copy(update={"path": change(config.output.path)}),
+        }
+    )
+
+
+def _public(config: FinetuneConfig) -> FinetuneConfig:
+    """The settings as they may be shown and stored: paths without credentials."""
+    return _on_paths(config, public_uri)
+
+
+def _absolute(config: FinetuneConfig) -> FinetuneConfig:
+    """Paths that mean the same on every worker."""
+
+    def whole(path: str) -> str:
+        return path if "://" in path else os.path.abspath(os.path.expanduser(path))
+
+    name = config.model.name
+    model = {"name": whole(name)} if os.path.isdir(os.path.expanduser(name)) else {}
+    return _on_paths(config.model_copy(update={"model": config.model.model_copy(update=model)}), whole)

@@ -1,0 +1,155 @@
+"""A model with a head: what decides its predictions, found out once on a worker, and loaded so by every other."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raybert.config.finetune import ClassificationSettings
+from raybert.config.predicting import HeadModelSettings, PredictConfig
+from raybert.corpus.models import fetch_model
+from raybert.encoder.folders import Folder, read_folder, resolve
+from raybert.pretrain.tokenizer_folder import read_tokenizer
+from raybert.resolve import prepare_process, versions
+from raybert.tasks.heads import Head, longest_input, read_head
+
+
+@dataclass(frozen=True)
+class HeadFolder:
+    """A model folder on this machine: the commit of a hub model, its head, its tokenizer.json, and tokens of a row."""
+
+    folder: Folder
+    revision: str | None
+    head: Head
+    tokenizer: str
+    max_length: int
+
+
+def open_folder(model: HeadModelSettings, *, kind: str = "auto", separator: str = ",") -> HeadFolder:
+    """What a model's folder says, without torch. Raises ValueError for a model that has no head we know."""
+    path, revision = resolve(fetch_model(model.name), model.revision, code=model.trust_remote_code)
+    folder = read_folder(path)
+    folder.weights()  # says what to do about a folder without safetensors
+    at = folder.transformer
+    try:
+        shape = json.loads((at / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"model.name: {at / 'config.json'} cannot be read: {error}") from error
+    head = read_head(shape, model.name, kind=kind, separator=separator)
+    words = read_tokenizer(at)
+    limit = json.loads(words.files.get("tokenizer_config.json", "{}")).get("model_max_length")
+    longest = longest_input(shape, model.max_length, limit, model.name)
+    return HeadFolder(folder, revision, head, words.json, longest)
+
+
+def local_folder(model: HeadModelSettings, revision: str | None) -> Folder:
+    """The model's folder on this machine, at the commit that its branch pointed to when the work began."""
+    path, _ = resolve(fetch_model(model.name), revision, code=model.trust_remote_code)
+    return read_folder(path)
+
+
+def resolve_head(config: PredictConfig, threads: int) -> tuple[dict[str, Any], str]:
+    """In a worker: what the model turned out to be (plain JSON), and the text of its tokenizer."""
+    prepare_process()
+    found = open_folder(config.model, kind=config.task.kind)
+    device, dtype, batch_tokens = pick(config.model.dtype, config.batch_tokens)
+    predictor = load_predictor(
+        found.folder.transformer,
+        found.head,
+        config.model,
+        device=device,
+        dtype=dtype,
+        batch_tokens=batch_tokens,
+        threads=threads,
+    )
+    resolved = {
+        "task": found.head.task,
+        "settings": found.head.settings.model_dump(mode="json"),
+        "labels": found.head.labels,
+        "max_length": found.max_length,
+        "device": device,
+        "dtype": dtype,
+        "batch_tokens": batch_tokens,
+        "padded": predictor.padded,
+        "threads": threads,
+        "digest": found.folder.digest(),
+        "revision": found.revision,
+        "versions": versions(),
+    }
+    return resolved, found.tokenizer
+
+
+def pick(dtype: str, batch_tokens: int | str) -> tuple[str, str, int]:
+    """(device, dtype, tokens of a batch) on this machine; imports torch."""
+    from raybert.encoder.loading import pick_device, pick_dtype
+    from raybert.tasks.predictor_model import BATCH_TOKENS
+
+    device = pick_device("auto")
+    tokens = BATCH_TOKENS[device] if isinstance(batch_tokens, str) else batch_tokens
+    return device, pick_dtype(dtype, device), tokens
+
+
+def head_of(resolved: Mapping[str, Any]) -> Head:
+    """The head that `resolve_head` found."""
+    settings = ClassificationSettings(**resolved["settings"])
+    return Head(resolved["task"], settings, list(resolved["labels"]))
+
+
+def load_as_resolved(model: HeadModelSettings, resolved: Mapping[str, Any]) -> Any:
+    """The `Predictor` that the plan was made with.
+
+    Raises ValueError when this machine cannot honour the plan: other weights, no GPU, no bfloat16.
+    """
+    prepare_process()
+    import torch
+
+    from raybert.encoder.hardware import cpu_has_bfloat16
+
+    device, dtype = resolved["device"], resolved["dtype"]
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("the plan was made for a GPU, and this worker has none; give workers.gpus")
+    if dtype == "bfloat16" and device == "cpu" and model.dtype == "auto" and not cpu_has_bfloat16():
+        raise ValueError("the plan computes in bfloat16, which this worker's CPU lacks; set model.dtype")
+    folder = local_folder(model, resolved["revision"])
+    digest = folder.digest()
+    if digest != resolved["digest"]:
+        raise ValueError(
+            f"the weights of {model.name} on this worker (digest {digest[:12]}) are not those of the plan "
+            f"(digest {resolved['digest'][:12]}); put them back or use another output.path"
+        )
+    return load_predictor(
+        folder.transformer,
+        head_of(resolved),
+        model,
+        device=device,
+        dtype=dtype,
+        batch_tokens=resolved["batch_tokens"],
+        threads=resolved["threads"],
+    )
+
+
+def load_predictor(
+    path: Path,
+    head: Head,
+    model: HeadModelSettings,
+    *,
+    device: str,
+    dtype: str,
+    batch_tokens: int,
+    threads: int,
+) -> Any:
+    """A `raybert.tasks.predictor_model.Predictor`; sets torch's threads for the whole process."""
+    import torch
+
+    from raybert.tasks.predictor_model import Predictor
+
+    torch.set_num_threads(threads)
+    return Predictor(
+        path,
+        head,
+        dtype=dtype,
+        device=device,
+        batch_tokens=batch_tokens,
+        trust_remote_code=model.trust_remote_code,
+    )

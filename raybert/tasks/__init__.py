@@ -1,0 +1,1 @@
+"""One downstream task a file: rows of a table to examples, and logits to metrics and predictions."""

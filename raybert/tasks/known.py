@@ -1,0 +1,101 @@
+"""The tasks: for each its data side, without torch, and its models."""
+
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+from tokenizers import Tokenizer
+
+from raybert.tasks.examples import Examples
+
+DATA = {
+    "classification": "raybert.tasks.classify",
+    "entities": "raybert.tasks.entities",
+    "relations": "raybert.tasks.relations",
+    "answers": "raybert.tasks.answers",
+}
+MODELS = {
+    "classification": "raybert.tasks.classify_model",
+    "entities": "raybert.tasks.entities_model",
+    "relations": "raybert.tasks.relations_model",
+    "answers": "raybert.tasks.answers_model",
+}
+
+
+class Scores(Protocol):
+    """A metric over a stream of examples."""
+
+    def add(self, outputs: Mapping[str, np.ndarray], examples: Examples) -> None:
+        """What the model gave for examples: arrays [n, ...] of sequences or [tokens, ...] of tokens, in their order. The
+        sequences of a row come together."""
+
+    def merge(self, state: str) -> None:
+        """Add the `to_json` of another worker."""
+
+    def to_json(self) -> str:
+        """What was counted."""
+
+    def result(self) -> dict[str, float]:
+        """The figures."""
+
+
+class DataSide(Protocol):
+    """A module of `DATA`. `settings` are those of the task.
+
+    It may have three functions more: `weigh(examples, labels, settings)` gives examples to train on their weights,
+    `with_truth(examples, table, labels, settings)` those to evaluate on what `Scores` compares with, and
+    `add_markers(tokenizer, settings)` adds tokens.
+    """
+
+    Scores: Any  # (labels, settings) -> `Scores`
+
+    def main_figure(self, settings: Any) -> str:
+        """The figure of `Scores` by which models are compared; more of it is better."""
+
+    def columns(self, settings: Any, *, labelled: bool = True) -> list[str]:
+        """The columns that the task reads. Classification's are those that the group `data` names."""
+
+    def nested(self, settings: Any) -> list[str]:
+        """Those of them that hold lists or structs. Classification has none."""
+
+    def find_labels(self, table: pa.Table, settings: Any) -> list[str]:
+        """The labels of a table to train on."""
+
+    def prepare(
+        self,
+        table: pa.Table,
+        tokenizer: Tokenizer,
+        labels: Sequence[str] | None,
+        settings: Any,
+        *,
+        max_length: int,
+    ) -> tuple[Examples, np.ndarray]:
+        """Examples, and reasons [rows]: None, or why a row is rejected."""
+
+
+class ModelSide(Protocol):
+    """A module of `MODELS`.
+
+    `Model(plain, settings, regularize, padded=...)` is a torch module with `plain`, `padded` and `autocast`. Its
+    `forward(batch, delta=None, outputs=False)` gives a NamedTuple of sums, the loss first, others that are means over the
+    targets under their own names; with `outputs` also arrays by name, for `Scores`. `Model.sums_type(settings)` is the
+    NamedTuple, `Model.targets(micro)` counts the targets of a batch.
+    """
+
+    AUTO: Any  # AutoModelFor... of transformers, or the like: its models then have `loaded_by` and `note` for the card
+    Model: Any
+
+    def configure(self, config: Any, labels: Sequence[str], settings: Any) -> None:
+        """Write the labels into a model's configuration."""
+
+
+def data_side(task: str) -> Any:
+    """The module that makes examples and scores (see `DataSide`)."""
+    return import_module(DATA[task])
+
+
+def model_side(task: str) -> Any:
+    """The module that makes models (see `ModelSide`); imports torch."""
+    return import_module(MODELS[task])

@@ -1,0 +1,307 @@
+"""The relation between two marked places in a text, as in SemEval-2010 task 8: rows to examples, logits to relations.
+
+Four tokens are added to the vocabulary and put around the two places, [E1] .. [/E1] and [E2] .. [/E2]; the classifier
+reads the encoder at the two start markers ("entity markers, entity start" of Baldini Soares et al. 2019, Matching the
+Blanks). The text between the markers is tokenized as if they were not there, so its ids are those of pretraining.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from tokenizers import AddedToken, Tokenizer
+
+from raybert.config.tasks import RelationsSettings
+from raybert.tasks.columns import Reasons, column, refuse_unknown, string_column, strings_of
+from raybert.tasks.examples import Examples
+from raybert.tasks.relation_scores import RelationScores
+from raybert.tasks.sequences import Frame, frame, lay_out
+from raybert.tasks.words import Pieces, tokenize
+
+
+def columns(settings: RelationsSettings, *, labelled: bool = True) -> list[str]:
+    """The columns that the task reads."""
+    places = [settings.first, settings.second] if settings.spans else []
+    return [settings.text, *places, *([settings.label] if labelled else [])]
+
+
+def nested(settings: RelationsSettings) -> list[str]:
+    """Those of them that hold lists or structs."""
+    return [settings.first, settings.second] if settings.spans else []
+
+
+def main_figure(settings: RelationsSettings) -> str:
+    """The figure by which models are compared; more of it is better."""
+    del settings
+    return "macro_f1"
+
+
+def find_labels(table: pa.Table, settings: RelationsSettings) -> list[str]:
+    """The sorted relations of a table. Raises ValueError where there are fewer than two."""
+    names = {name for name in string_column(table, settings.label).to_pylist() if name and not name.isspace()}
+    if len(names) < 2:
+        raise ValueError(
+            f"column {settings.label!r} has {len(names)} different labels; at least 2 are needed"
+        )
+    return sorted(names)
+
+
+def add_markers(tokenizer: Tokenizer, settings: RelationsSettings) -> list[int]:
+    """Add the four markers to the tokenizer as special tokens and return their ids, the same when called again.
+
+    The model's embedding must have as many rows as the tokenizer then has tokens.
+    """
+    missing = [marker for marker in settings.markers if tokenizer.token_to_id(marker) is None]
+    tokenizer.add_special_tokens([AddedToken(marker, special=True, normalized=False) for marker in missing])
+    return [tokenizer.token_to_id(marker) for marker in settings.markers]
+
+
+@dataclass(frozen=True)
+class MarkedTexts:
+    """Texts without marks; `spans` int64 [rows, 2, 2] are the characters [start, end) of the two places."""
+
+    texts: list[str]
+    spans: np.ndarray
+    reasons: Reasons
+
+
+def read_places(table: pa.Table, settings: RelationsSettings) -> MarkedTexts:
+    """The two places of every row. Raises ValueError for columns of the wrong type."""
+    texts, reasons = strings_of(table, settings.text)
+    if settings.spans:
+        spans = np.stack(
+            [_span_column(table, name, reasons) for name in (settings.first, settings.second)], 1
+        )
+        lengths = np.array([len(text) for text in texts], np.int64)
+        for k, name in enumerate((settings.first, settings.second)):
+            start, end = spans[:, k, 0], spans[:, k, 1]
+            outside = (start < 0) | (end <= start) | (end > lengths)
+            reasons.add(
+                outside, lambda row, s=start, e=end, n=name: f"{n} ({s[row]}:{e[row]}) is not in the text"
+            )
+    else:
+        texts, spans = _unmark(texts, reasons, settings)
+    good = reasons.good
+    texts = [text if ok else "" for text, ok in zip(texts, good, strict=True)]
+    spans = np.where(good[:, None, None], spans, 0)
+    overlap = (spans[:, 0, 0] < spans[:, 1, 1]) & (spans[:, 1, 0] < spans[:, 0, 1])
+    reasons.add(overlap, lambda _: f"{settings.first} and {settings.second} overlap")
+    return MarkedTexts(texts, spans, reasons)
+
+
+def _unmark(texts: list[str], reasons: Reasons, settings: RelationsSettings) -> tuple[list[str], np.ndarray]:
+    """Texts without <e1> </e1> <e2> </e2>, and where the places between them lie."""
+    names = [settings.first, settings.second]
+    tags = [f"<{slash}{name}>" for name in names for slash in ("", "/")]
+    pattern = re.compile("|".join(map(re.escape, tags)))
+    spans, plain = np.zeros((len(texts), 2, 2), np.int64), []
+    good = reasons.good
+    for row, text in enumerate(texts):
+        marks = list(pattern.finditer(text)) if good[row] else []
+        found = [mark.group() for mark in marks]
+        if good[row] and (problem := _marks_problem(found, tags)):
+            reasons.lines[row] = problem
+            marks = []
+        parts = pattern.split(text) if marks else [""]
+        removed = 0
+        for mark in marks:
+            which = tags.index(mark.group())
+            spans[row, which // 2, which % 2] = mark.start() - removed
+            removed += len(mark.group())
+        plain.append("".join(parts))
+        for k, name in enumerate(names):
+            start, end = _strip(plain[row], *spans[row, k])
+            spans[row, k] = start, end
+            if marks and start == end and reasons.lines[row] is None:
+                reasons.lines[row] = f"there is nothing between <{name}> and </{name}>"
+    return plain, spans
+
+
+def _strip(text: str, start: int, end: int) -> tuple[int, int]:
+    inner = text[start:end]
+    left = len(inner) - len(inner.lstrip())
+    return start + left, start + left + len(inner.strip())
+
+
+def _marks_problem(found: list[str], tags: list[str]) -> str | None:
+    for tag in tags:
+        if found.count(tag) != 1:
+            return f"{tag} occurs {found.count(tag)} times; each of {' '.join(tags)} must occur once"
+    places = [found.index(tag) for tag in tags]
+    for k in (0, 2):
+        if places[k] > places[k + 1]:
+            return f"{tags[k + 1]} comes before {tags[k]}"
+    if abs(places[0] - places[1]) > 1 or abs(places[2] - places[3]) > 1:
+        return f"{tags[0]}..{tags[1]} and {tags[2]}..{tags[3]} cross"
+    return None
+
+
+def _span_column(table: pa.Table, name: str, reasons: Reasons) -> np.ndarray:
+    """int64 [rows, 2]."""
+    spans = column(table, name)
+    try:
+        ends = [pc.fill_null(pc.struct_field(spans, end).cast(pa.int64()), -1) for end in ("start", "end")]
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError):
+        raise ValueError(f"column {name!r} must hold {{start, end}}, not {spans.type}") from None
+    reasons.add(pc.is_null(spans).to_numpy(zero_copy_only=False), lambda _: f"{name} is null")
+    return np.stack([end.to_numpy(zero_copy_only=False) for end in ends], 1)
+
+
+def prepare(
+    table: pa.Table,
+    tokenizer: Tokenizer,
+    labels: Sequence[str] | None,
+    settings: RelationsSettings,
+    *,
+    max_length: int,
+) -> tuple[Examples, np.ndarray]:
+    """One example of at most `max_length` tokens a row, and reasons [rows]; the tokenizer must have the markers.
+
+    A longer row keeps the tokens around its two places; one whose places do not fit together is rejected.
+    Targets, int64 [n]: `first` and `second`, the positions of the start markers; `labels` unless `labels` is None.
+
+    Raises ValueError for unknown labels and for a tokenizer without the markers (see `add_markers`).
+    """
+    markers = _marker_ids(tokenizer, settings)
+    marked = read_places(table, settings)
+    reasons, codes = marked.reasons, None
+    if labels is not None:
+        codes = _codes(table, labels, reasons, settings)
+    pieces = tokenize(tokenizer, marked.texts)
+    everyone = np.arange(len(table))
+    places = [pieces.covering(everyone, marked.spans[:, k, 0], marked.spans[:, k, 1]) for k in (0, 1)]
+    for name, (first, stop) in zip((settings.first, settings.second), places, strict=True):
+        reasons.add(first >= stop, lambda _, n=name: f"{n} has no tokens")
+    order = places[1][0] < places[0][0]  # the second place comes first in the text
+    early = [np.where(order, places[1][k], places[0][k]) for k in (0, 1)]
+    late = [np.where(order, places[0][k], places[1][k]) for k in (0, 1)]
+    reasons.add(early[1] > late[0], lambda _: f"{settings.first} and {settings.second} share a token")
+    specials = frame(tokenizer)
+    room = max_length - specials.size - len(markers)
+    reasons.add(
+        late[1] - early[0] > room,
+        lambda row: (
+            f"from {settings.first} to {settings.second} are {late[1][row] - early[0][row]} tokens; "
+            f"max_length={max_length} has room for {room}"
+        ),
+    )
+    rows = np.flatnonzero(reasons.good)
+    cuts = _cut_around(early[0][rows], late[1][rows], pieces.ids.lengths[rows], room)
+    bounds = [cuts[0], early[0][rows], early[1][rows], late[0][rows], late[1][rows], cuts[1]]
+    targets = {} if codes is None else {"labels": codes[rows]}
+    return _examples(pieces, rows, bounds, order[rows], specials, markers, targets), reasons.lines
+
+
+def _marker_ids(tokenizer: Tokenizer, settings: RelationsSettings) -> list[int]:
+    ids = [tokenizer.token_to_id(marker) for marker in settings.markers]
+    if None in ids:
+        raise ValueError(
+            f"the tokenizer has no token {settings.markers[ids.index(None)]}; add task.markers first"
+        )
+    return ids
+
+
+def _codes(
+    table: pa.Table, labels: Sequence[str], reasons: Reasons, settings: RelationsSettings
+) -> np.ndarray:
+    names = string_column(table, settings.label).to_pylist()
+    empty = np.array([not name or name.isspace() for name in names], bool)
+    reasons.add(empty, lambda _: f"{settings.label} is empty")
+    refuse_unknown(
+        [name for name, none in zip(names, empty, strict=True) if not none], labels, settings.label
+    )
+    numbers = {label: number for number, label in enumerate(labels)}
+    return np.array([numbers.get(name, -1) for name in names], np.int64)
+
+
+def _cut_around(
+    start: np.ndarray, stop: np.ndarray, lengths: np.ndarray, room: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Windows of `room` tokens with [start, stop) in their middle, moved to lie in the text; all of it where it fits."""
+    begin = np.clip(start - (room - (stop - start)) // 2, 0, np.maximum(lengths - room, 0))
+    return begin, np.minimum(begin + room, lengths)
+
+
+def _examples(
+    pieces: Pieces,
+    rows: np.ndarray,
+    bounds: list[np.ndarray],
+    swapped: np.ndarray,
+    specials: Frame,
+    markers: list[int],
+    targets: dict[str, np.ndarray],
+) -> Examples:
+    """Sequences of specials, text [bounds 0, 1), marker, [1, 2), marker, [2, 3), ... [4, 5), specials."""
+    n, before, after = len(rows), len(specials.before), len(specials.after)
+    pool = np.concatenate([specials.ids, np.array(markers, np.int32), pieces.ids.values])
+    base = pieces.ids.offsets[rows] + specials.size + len(markers)
+    marker = specials.size + np.where(swapped[:, None], [2, 3, 0, 1], [0, 1, 2, 3])
+    starts = [np.zeros(n, np.int64), base + bounds[0]]
+    lengths = [np.full(n, before), bounds[1] - bounds[0]]
+    for k in range(4):
+        starts += [marker[:, k], base + bounds[k + 1]]
+        lengths += [np.ones(n, np.int64), bounds[k + 2] - bounds[k + 1]]
+    starts, lengths = [*starts, np.full(n, before)], [*lengths, np.full(n, after)]
+    layout = lay_out(np.stack(starts, 1), np.stack(lengths, 1))
+    early = before + bounds[1] - bounds[0]
+    late = early + 2 + bounds[3] - bounds[1]
+    first, second = np.where(swapped, late, early), np.where(swapped, early, late)
+    sizes = np.diff(layout.offsets)
+    return Examples(layout.lists(pool), sizes, rows, {**targets, "first": first, "second": second})
+
+
+def predict(logits: np.ndarray, examples: Examples, settings: RelationsSettings) -> dict[str, np.ndarray]:
+    """What is kept of the logits [n, labels] of a batch, in arrays [n]: `row`, `label` (its number) and `score` (its
+    softmax probability). Concatenate them over batches and workers, in any order, for `score` and `decode`."""
+    del settings
+    spread = np.exp((logits - logits.max(1, keepdims=True)).astype(np.float64)).sum(1)
+    return {"row": examples.row, "label": logits.argmax(1), "score": 1 / spread}
+
+
+def score(
+    found: Mapping[str, np.ndarray], table: pa.Table, labels: Sequence[str], settings: RelationsSettings
+) -> RelationScores:
+    """The scores of what `predict` found in rows of a labelled table; rows without examples are passed over."""
+    true = _codes(table, labels, Reasons(len(table)), settings)
+    scores = RelationScores(labels, other=settings.other)
+    scores.add(true[found["row"]], found["label"])
+    return scores
+
+
+class Scores:
+    """How well logits tell the relations of examples; streaming. Figures are those of `RelationScores`."""
+
+    def __init__(self, labels: Sequence[str], settings: RelationsSettings) -> None:
+        self.counted = RelationScores(labels, other=settings.other)
+
+    def add(self, outputs: Mapping[str, np.ndarray], examples: Examples) -> None:
+        """The logits [n, labels] of n examples."""
+        self.counted.add(examples.targets["labels"], outputs["logits"].argmax(1))
+
+    def merge(self, state: str) -> None:
+        """Add the `to_json` of another worker."""
+        self.counted.counts += np.array(json.loads(state), np.int64)
+
+    def to_json(self) -> str:
+        """What was counted."""
+        return json.dumps(self.counted.counts.tolist())
+
+    def result(self) -> dict[str, float]:
+        """The figures."""
+        return self.counted.result()
+
+
+def decode(
+    found: Mapping[str, np.ndarray], table: pa.Table, labels: Sequence[str], settings: RelationsSettings
+) -> list[dict[str, Any] | None]:
+    """{label, score} of every row of the table, None for rows without an example; `found` is of `predict`."""
+    del settings
+    decoded: list[dict[str, Any] | None] = [None] * len(table)
+    for row, code, probability in zip(found["row"], found["label"], found["score"], strict=True):
+        decoded[row] = {"label": labels[code], "score": float(probability)}
+    return decoded

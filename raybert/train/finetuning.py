@@ -1,0 +1,242 @@
+"""Fine-tuning for a task, as the loop runs it."""
+
+import math
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from raybert.config.finetune import FinetuneConfig
+from raybert.corpus.store import Store
+from raybert.tasks.known import data_side, model_side
+from raybert.tasks.storage import from_bytes
+from raybert.train.checkpoint import CHECKPOINTS, Checkpoints, RunState
+from raybert.train.example_stream import ExampleMicro, ExampleStream, in_order, nothing
+from raybert.train.export import model_card, write_folder
+from raybert.train.forward import PACKED_FAMILIES
+from raybert.train.gather import load_weights
+from raybert.train.packed import pack
+from raybert.train.step import even_out
+from raybert.train.task_job import EXAMPLES, TOKENIZER
+from raybert.train.task_models import make_plain
+from raybert.train.task_objective import TaskObjective
+from raybert.train.trained import Evaluation
+
+_SHOWN = 6  # figures in a line of an evaluation
+
+
+class Finetuning:
+    """See `raybert.train.trained.Trained`.
+
+    Args:
+        config: the settings.
+        job: what the driver resolved (see `raybert.train.task_job`).
+    """
+
+    def __init__(self, config: FinetuneConfig, job: dict[str, Any]) -> None:
+        self._config, self._job = config, job
+        self._store = Store(config.output.path)
+        self._data, self._models = data_side(config.task.name), model_side(config.task.name)
+        self._padded = (
+            config.train.padded or job["family"] not in PACKED_FAMILIES or config.adapter.name == "prefix"
+        )
+        train = from_bytes(self._store.read(f"{EXAMPLES}/train.parquet"))
+        stream = ExampleStream(
+            train,
+            seed=config.train.seed,
+            batch_size=config.train.batch_size,
+            batch_tokens=job["batch_tokens"],
+            parts=job["parts"],
+            padded=self._padded,
+        )
+        self.streams = [stream]
+        attack = None if config.adversarial.name == "none" else config.adversarial
+        model = self._models.Model
+        self.objective = TaskObjective(model.sums_type(config.task), model.targets, nothing(train), attack)
+        evaluate = config.train.evaluate
+        every = stream.steps_per_epoch if evaluate.every is None else evaluate.every
+        self.evaluate_every = every if job["rows"].get("validation") else 0
+        self.metric = (job["metric"], job["metric"] not in ("loss", "mse"))
+        self.patience = evaluate.patience
+        self.export_best = evaluate.export == "best"
+        self._held: tuple[list[Any], int] | None = None
+        self._adapted: Any = None
+
+    def model(self, weights: Mapping[str, Any] | None) -> nn.Module:
+        """The named model with a head for the task, what is frozen and what is added to it."""
+        self._adapted, plain = self._plain(weights)
+        return self._models.Model(plain, self._config.task, self._config.regularize, padded=self._padded)
+
+    def groups(self, model: nn.Module) -> list[dict[str, Any]] | None:
+        """By depth where the rates of layers differ."""
+        train, freeze = self._config.train, self._config.freeze
+        if train.layer_decay == 1 and not freeze.gradual:
+            return None
+        from raybert.train.layer_decay import decayed_groups
+
+        return decayed_groups(_plain_of(model), train.layer_decay, train.weight_decay)
+
+    def rate(self, model: nn.Module) -> Any:
+        """(group, step) -> the factor of its learning rate."""
+        if not self._config.freeze.gradual:
+            return None
+        from raybert.train.freezing import unfreeze_schedule
+
+        factor = unfreeze_schedule(_plain_of(model), self.streams[0].steps_per_epoch)
+        return lambda group, step: group["lr_scale"] * factor(group["depth"], step)
+
+    def around(self, model: nn.Module) -> Any | None:
+        """AdaLoRA lets ranks fall after every update; its matrices are kept near to orthogonal in the loss."""
+        if self._config.adapter.name != "adalora":
+            return None
+        from raybert.train.adalora_state import ResumableRanks
+        from raybert.train.adapter_modules import orthogonality
+
+        self.objective.penalty = lambda: 0.5 * orthogonality(_plain_of(model))
+        return ResumableRanks(self._adapted)
+
+    @torch.no_grad()
+    def evaluate(self, engine: Any, phase: int) -> Evaluation | None:
+        """The task's figures on the validation rows, those of all ranks together."""
+        if not self._job["rows"].get("validation"):
+            return None
+        own, bins = self._validation()
+        scores = self._data.Scores(self._job["labels"], self._config.task)
+        totals, targets = torch.zeros(1, dtype=torch.float64), 0
+        engine.deepspeed.eval()
+        for entry in even_out(own, bins, dist.get_world_size()):
+            micro = self.objective.empty if entry is None else entry[1]
+            sums, outputs = engine.deepspeed(pack(micro, engine.device), outputs=True)
+            if entry is None:
+                continue
+            totals += sums[0].double().cpu()
+            targets += self.objective.targets(micro)[0]
+            scores.add({name: _in_order(value, micro) for name, value in outputs.items()}, micro.examples)
+        loss = _summed(
+            torch.stack([totals[0], torch.tensor(float(targets), dtype=torch.float64)]), engine.device
+        )
+        for state in _of_others(scores.to_json(), engine.device):
+            scores.merge(state)
+        figures = {"loss": loss[0] / max(1.0, loss[1]), **scores.result()}
+        if self._job["metric"] not in figures:
+            raise ValueError(
+                f"train.evaluate.metric={self._job['metric']}: the task has {', '.join(figures)}"
+            )
+        return Evaluation("validation", figures, _line(figures, self._job["metric"]))
+
+    def export(self, step: int) -> None:
+        """The finished model: a plain folder, or with some adapters what is added to its base."""
+        folder = self._config.output.path.rstrip("/")
+        checkpoints = Checkpoints(f"{folder}/{CHECKPOINTS}")
+        state = RunState.of(checkpoints.record(step))
+        plain, _ = self._plain(checkpoints.weights(step))
+        with tempfile.TemporaryDirectory() as made:
+            kind = self._save(plain, made)
+            for name in self._store.sizes(TOKENIZER):
+                Path(made, name).write_bytes(self._store.read(f"{TOKENIZER}/{name}"))
+            task = self._config.task.name
+            what = f"fine-tuned for {task}{getattr(plain, 'note', '')}"
+            Path(made, "README.md").write_text(model_card(f"{folder}/model", kind, state, what, task))
+            write_folder(made, f"{folder}/model")
+
+    def _save(self, plain: Any, folder: str) -> str:
+        adapter = self._config.adapter
+        if adapter.name != "none":
+            from raybert.train.adapters import is_merged, merged, save_adapter
+
+            if not is_merged(adapter):
+                save_adapter(plain, folder)
+                return str(plain.adapter_record["architecture"])
+            plain = merged(plain)
+        plain.save_pretrained(folder)
+        return getattr(plain, "loaded_by", type(plain).__name__)
+
+    def _plain(self, weights: Mapping[str, Any] | None) -> tuple[Any, PreTrainedModel]:
+        """The model as the adapter made it, and what is trained and saved of it: the same but for peft's wrapper around
+        matrices that it exchanged. On the CPU; new weights follow from the seed."""
+        config, job = self._config, self._job
+        torch.manual_seed(config.train.seed)
+        outer: Any = make_plain(
+            config.model, self._models, job["labels"], config.task, vocabulary=job["vocabulary"]
+        )
+        if config.freeze.layers or config.freeze.embeddings:
+            from raybert.train.freezing import freeze
+
+            freeze(outer, config.freeze.layers, config.freeze.embeddings)
+        if config.adapter.name != "none":
+            from raybert.train.adapters import add_adapter
+
+            outer = add_adapter(outer, config.adapter, steps=job["phases"][0]["steps"])
+        inner = outer.get_base_model() if config.adapter.name in ("lora", "adalora") else outer
+        if weights is not None:
+            load_weights(inner, dict(weights))
+        return outer, inner
+
+    def _validation(self) -> tuple[list[Any], int]:
+        if self._held is None:
+            examples = from_bytes(self._store.read(f"{EXAMPLES}/validation.parquet"))
+            self._held = in_order(
+                examples,
+                batch_tokens=self._job["batch_tokens"],
+                parts=dist.get_world_size(),
+                padded=self._padded,
+                rank=dist.get_rank(),
+                world=dist.get_world_size(),
+            )
+        return self._held
+
+
+def _plain_of(model: Any) -> Any:
+    return model.plain
+
+
+def _in_order(value: Tensor, micro: ExampleMicro) -> np.ndarray:
+    """What was given for sequences or tokens sorted by length, in the order of the examples; float32."""
+    found = value.detach().float().cpu().numpy()
+    lengths = micro.lengths
+    order = np.argsort(lengths, kind="stable")
+    if len(found) == len(lengths):
+        moved_from = order
+    else:
+        assert len(found) == len(micro.ids), "outputs are of sequences or of tokens"
+        starts = (np.cumsum(lengths) - lengths)[order]
+        sizes = lengths[order]
+        moved_from = np.arange(len(found)) + np.repeat(starts - (np.cumsum(sizes) - sizes), sizes)
+    back = np.empty_like(found)
+    back[moved_from] = found
+    return back
+
+
+def _summed(values: Tensor, device: Any) -> list[float]:
+    found = values.to(device)
+    dist.all_reduce(found)
+    return found.tolist()
+
+
+def _of_others(state: str, device: Any) -> list[str]:
+    """The states of the other ranks, in their order: text, not pickles."""
+    data = np.frombuffer(state.encode(), np.uint8)
+    world, rank = dist.get_world_size(), dist.get_rank()
+    size = torch.tensor([len(data)], dtype=torch.int64, device=device)
+    sizes = [torch.zeros_like(size) for _ in range(world)]
+    dist.all_gather(sizes, size)
+    longest = max(int(s) for s in sizes)
+    own = torch.zeros(longest, dtype=torch.uint8, device=device)
+    own[: len(data)] = torch.from_numpy(data.copy()).to(device)
+    every = [torch.zeros_like(own) for _ in range(world)]
+    dist.all_gather(every, own)
+    texts = [bytes(found[: int(s)].cpu().numpy()).decode() for found, s in zip(every, sizes, strict=True)]
+    return texts[:rank] + texts[rank + 1 :]
+
+
+def _line(figures: Mapping[str, float], metric: str) -> str:
+    """The metric first, then some others."""
+    others = (name for name in figures if name != metric and not name.startswith(("precision", "recall")))
+    names = [metric, *others][:_SHOWN]
+    return "  ".join(f"{name} {figures[name]:.4f}" for name in names if not math.isnan(figures[name]))

@@ -1,0 +1,289 @@
+"""What decides the numbers of a fine-tuning run: rows to examples, labels, lengths; resolved once. Without torch."""
+
+import hashlib
+import io
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tokenizers import Tokenizer
+
+from raybert.config import refuse_differences
+from raybert.config.finetune import ClassificationSettings, FinetuneConfig
+from raybert.corpus.rejects import count_reasons
+from raybert.encoder.folders import read_folder, resolve
+from raybert.pretrain.counter import permutation
+from raybert.pretrain.tokenizer_folder import read_tokenizer
+from raybert.tasks.columns import unfold
+from raybert.tasks.examples import Examples
+from raybert.tasks.known import MODELS, data_side
+from raybert.tasks.rows import read_rows
+from raybert.tasks.storage import to_bytes
+from raybert.tasks.table import Labelled, read_table
+from raybert.train.combinations import refuse_combinations
+from raybert.train.job import FREE, steps_of
+from raybert.train.tracking import refuse_missing
+
+EXAMPLES, TOKENIZER, REJECTS = "_raybert/examples", "_raybert/tokenizer", "_rejects"
+
+_SPLIT = 1  # name of the random numbers that choose the validation rows
+_OFFSET_FAMILIES = ("roberta", "xlm-roberta", "camembert", "mpnet")  # count positions from padding_idx + 1
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A job (JSON), the examples of its parts (`train`, `validation`), and the files that belong in the run's folder."""
+
+    job: dict[str, Any]
+    examples: Mapping[str, Examples]
+    files: Mapping[str, bytes]
+
+
+def refuse_settings(config: FinetuneConfig) -> None:
+    """Raise ValueError for what could only fail later."""
+    train = config.train
+    if config.task.name not in MODELS:
+        raise ValueError(
+            f"task.name={config.task.name} cannot be trained here; take one of {', '.join(MODELS)}"
+        )
+    refuse_combinations(
+        optimizer=train.optimizer, zero=train.zero, offload=train.offload, precision=train.precision
+    )
+    refuse_missing(config.track)
+    frozen = config.freeze.layers or config.freeze.embeddings or config.freeze.gradual
+    if config.adapter.name != "none" and frozen:
+        raise ValueError(
+            f"adapter.name={config.adapter.name} trains nothing but itself and the head; leave the group freeze out"
+        )
+    for key in () if config.task.name == "classification" else ("text", "template", "text_pair", "label"):
+        if getattr(config.data, key) != type(config.data).model_fields[key].default:
+            raise ValueError(
+                f"data.{key} means nothing with task.name={config.task.name}, whose columns the group task names"
+            )
+    if config.task.name == "relations" and config.adapter.name in ("prefix", "bottleneck", "bitfit"):
+        raise ValueError(
+            f"adapter.name={config.adapter.name} is saved without the embeddings of task.markers; take lora, adalora or none"
+        )
+    if train.evaluate.patience is not None and not (config.data.validation or config.data.validation_share):
+        raise ValueError(
+            "train.evaluate.patience needs rows to evaluate on; set data.validation or data.validation_share"
+        )
+
+
+def prepare_job(config: FinetuneConfig) -> Prepared:
+    """Read the tables and make the examples. Raises ValueError for a table, model or setting that cannot be used."""
+    folder, _ = resolve(config.model.name, config.model.revision, code=config.model.trust_remote_code)
+    path = read_folder(folder).transformer
+    shape = _shape(path)
+    words = read_tokenizer(path)
+    longest = _longest(config, shape)
+    side = data_side(config.task.name)
+    tokenizer = Tokenizer.from_str(words.json)
+    if hasattr(side, "add_markers"):
+        side.add_markers(tokenizer, config.task)
+        words = replace(words, files={**words.files, "tokenizer.json": tokenizer.to_str(pretty=True)})
+    tables = _tables(config)
+    labels = side.find_labels(tables["train"].table, config.task)
+    examples, files = {}, {f"{TOKENIZER}/{name}": text.encode() for name, text in words.files.items()}
+    rows: dict[str, Any] = {}
+    for part, table in tables.items():
+        setting = "data.path" if part == "train" else "data.validation"
+        made, reasons = _examples(config, side, table, tokenizer, labels, longest, setting)
+        if part == "train" and hasattr(side, "weigh"):
+            made = side.weigh(made, labels, config.task)
+        rejects = table.rejects(reasons)
+        _refuse_rejects(config, rejects, len(table), setting)
+        _refuse_nothing(made, rejects, setting)
+        examples[part] = made
+        files[f"{EXAMPLES}/{part}.parquet"] = bytes(to_bytes(made))
+        if len(rejects):
+            files[f"{REJECTS}/{part}.parquet"] = _parquet(rejects)
+        rows[part] = {
+            "rows": len(table),
+            "used": len(table) - len(rejects),
+            "rejected": count_reasons(rejects),
+        }
+        rows[part] |= {"examples": len(made), "tokens": int(made.ids.offsets[-1])}
+    metric = config.train.evaluate.metric
+    job = {
+        "task": config.task.name,
+        "requested": deciding_settings(config),
+        "labels": labels,
+        "family": shape["model_type"],
+        "max_length": longest,
+        "vocabulary": tokenizer.get_vocab_size(),
+        "metric": side.main_figure(config.task) if metric == "auto" else metric,
+        "rows": rows,
+        "digests": {
+            name: hashlib.blake2b(files[f"{EXAMPLES}/{name}.parquet"], digest_size=16).hexdigest()
+            for name in examples
+        },
+    }
+    return Prepared(job, examples, files)
+
+
+def complete_job(
+    prepared: Prepared, config: FinetuneConfig, *, gpu: bool, workers: int, precision: str = "float32"
+) -> None:
+    """Fill in what depends on the hardware, and the length of the run. Raises ValueError for what does not fit it.
+
+    `precision` is what train.precision=auto stands for there.
+    """
+    train, job = config.train, prepared.job
+    job["batch_tokens"] = (32768 if gpu else 4096) if config.batch_tokens == "auto" else config.batch_tokens
+    job["precision"] = precision if train.precision == "auto" else train.precision
+    if job["precision"] == "float16" and not gpu:
+        raise ValueError("train.precision=float16 needs GPUs; set train.precision=auto")
+    job["parts"] = workers
+    longest = max(int(made.ids.lengths.max()) for made in prepared.examples.values())
+    if longest > job["batch_tokens"]:
+        raise ValueError(
+            f"batch_tokens={job['batch_tokens']} is smaller than the longest row ({longest} tokens); raise it, or "
+            "lower model.max_length"
+        )
+    an_epoch = -(-len(prepared.examples["train"]) // train.batch_size)
+    steps = train.steps or max(1, round((train.epochs or 3) * an_epoch))
+    schedule = {
+        "name": train.schedule,
+        "steps": steps,
+        "lr": train.lr,
+        "warmup": steps_of(train.warmup, steps),
+        "decay": steps_of(train.decay, steps),
+        "final": train.final,
+    }
+    tail = schedule["decay"] if train.schedule == "wsd" else 0
+    if schedule["warmup"] + tail > steps:
+        raise ValueError(
+            f"train.warmup={train.warmup:g} and train.decay={train.decay:g} are longer than the {steps} steps of the "
+            "run; lower them"
+        )
+    job["phases"] = [{"number": 0, "steps": steps, "lr": train.lr, "schedule": schedule}]
+
+
+def deciding_settings(config: FinetuneConfig) -> dict[str, Any]:
+    """The settings on which the weights depend, beside the examples."""
+    values = config.model_dump(mode="json", exclude={"workers", "dry_run", "track", "data", "output"})
+    for name in (*FREE, "seeds"):
+        values["train"].pop(name)
+    return values
+
+
+def refuse_other_job(was: Mapping[str, Any], now: Mapping[str, Any], where: str) -> None:
+    """Raise ValueError if the folder was started with settings or rows that give another model."""
+    refuse_differences(where, was["requested"], now["requested"])
+    if was["labels"] != now["labels"]:
+        raise ValueError(
+            f"{where} was started with other labels than the data has now; restore the data, or use another output.path"
+        )
+    for part in was["digests"].keys() | now["digests"].keys():
+        if was["digests"].get(part) != now["digests"].get(part):
+            setting = "data.path" if part == "train" else "data.validation"
+            raise ValueError(
+                f"{where} was started with other rows than are in {setting} now; restore them, or use another "
+                "output.path to start afresh"
+            )
+
+
+def _tables(config: FinetuneConfig) -> dict[str, Labelled]:
+    """The rows to train on and, if there are any, those to evaluate on."""
+    data, share = config.data, config.data.validation_share
+    train = _read(config, data.paths)
+    if data.validation:
+        return {"train": train, "validation": _read(config, data.validation_paths)}
+    if not share:
+        return {"train": train}
+    order = permutation(len(train), config.train.seed, _SPLIT)
+    held = min(max(1, round(share * len(train))), len(train) - 1)
+    if held < 1:
+        raise ValueError(f"data.validation_share={share:g} of {len(train)} rows leaves none; give more rows")
+    return {"train": train.take(np.sort(order[held:])), "validation": train.take(np.sort(order[:held]))}
+
+
+def _read(config: FinetuneConfig, paths: list[str]) -> Labelled:
+    """The table in the columns that the task asks for."""
+    data, task = config.data, config.task
+    if not isinstance(task, ClassificationSettings):
+        side = data_side(task.name)
+        named = {value.partition(".")[0]: f"task.{key}" for key, value in task if isinstance(value, str)}
+        named = {name: named.get(name.partition(".")[0], "task") for name in side.columns(task)}
+        found = read_table(paths, data, texts=[], columns=named)
+        return replace(found, table=unfold(found.table, side.nested(task)))
+    return read_rows(paths, data)
+
+
+def _examples(
+    config: FinetuneConfig,
+    side: Any,
+    table: Labelled,
+    tokenizer: Tokenizer,
+    labels: list[str],
+    longest: int,
+    setting: str,
+) -> tuple[Examples, np.ndarray]:
+    """Examples of the rows that could be read; reasons [rows] of all."""
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    good = np.flatnonzero([reason is None for reason in table.reasons])
+    rows = table.table.take(good)
+    try:
+        made, found = side.prepare(rows, tokenizer, labels, config.task, max_length=longest)
+    except ValueError as error:
+        raise ValueError(f"{setting}: {error}") from None
+    reasons = table.reasons.copy()
+    reasons[good] = found
+    if setting == "data.validation" and hasattr(side, "with_truth"):
+        made = side.with_truth(made, rows, labels, config.task)
+    return replace(made, row=good[made.row]), reasons
+
+
+def _shape(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads((path / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"model.name: {path / 'config.json'} cannot be read: {error}") from error
+
+
+def _longest(config: FinetuneConfig, shape: Mapping[str, Any]) -> int:
+    """Tokens of a row: as asked, at most what the model has positions for."""
+    positions = int(shape.get("max_position_embeddings", 512))
+    if shape["model_type"] in _OFFSET_FAMILIES:
+        positions -= int(shape.get("pad_token_id", 1)) + 1
+    asked = config.model.max_length
+    if asked is not None and asked > positions:
+        raise ValueError(f"model.max_length={asked}, but {config.model.name} takes {positions} tokens")
+    return asked or min(positions, 8192)
+
+
+def _refuse_rejects(config: FinetuneConfig, rejects: pa.Table, rows: int, setting: str) -> None:
+    most = config.output.max_rejects
+    if most is None:
+        return
+    allowed = most * rows if isinstance(most, float) and most < 1 else most
+    if len(rejects) > allowed:
+        first = rejects["reason"][0].as_py()
+        raise ValueError(
+            f"{setting}: {len(rejects):,} of {rows:,} rows are rejected, the first because {first}; "
+            f"output.max_rejects={most:g} allows {allowed:g}"
+        )
+
+
+def _refuse_nothing(made: Examples, rejects: pa.Table, setting: str) -> None:
+    if len(made):
+        return
+    if not len(rejects):
+        raise ValueError(f"{setting} has no rows")
+    counted = Counter(rejects["reason"].to_pylist())
+    reason, times = counted.most_common(1)[0]
+    raise ValueError(f"{setting}: no row can be used: {times:,} x {reason}")
+
+
+def _parquet(table: pa.Table) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(table, sink)
+    return sink.getvalue()
