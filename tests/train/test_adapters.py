@@ -379,6 +379,7 @@ def test_a_folder_without_an_adapter(tmp_path):
         load_adapter(plain_model(), tmp_path)
 
 
+@pytest.mark.slow
 def test_two_ranks_allocate_as_one_process(tmp_path):
     """Ranks and weights of AdaLoRA after 12 steps in stages 0 to 2."""
     found = lever_ranks.run(tmp_path, "adalora")

@@ -58,7 +58,8 @@ def test_stages_evaluate_alike(two):
     assert_close([two[f"evaluate{zero}"] for zero in STAGES], [two["evaluate0"]] * 4, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("world", [pytest.param(1, marks=pytest.mark.slow), 3])
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [1, 3])
 def test_goes_on_with_another_world_and_stage(two, folder, world):
     found = run(world, folder, "resume")
     for was, zero in [(0, 2), (1, 3), (2, 1), (3, 0), (2, 2)]:

@@ -75,6 +75,7 @@ def test_the_random_state_comes_back():
     assert torch.equal(torch.rand(4), first)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("zero", ["none", "0", "2", "3"])
 def test_two_processes_have_the_whole_gradient(ranks, whole, zero):
     """Without DeepSpeed the sum of the ranks' gradients; with it, the update by plain descent."""
