@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -63,9 +64,11 @@ def test_a_killed_worker_costs_nothing_but_time(finished, tokens, tmp_path, capf
     same_end(tmp_path / "run", finished[0])
 
 
-def test_a_killed_run_is_gone_on_with_by_another_number_of_workers(finished, tokens, tmp_path):
-    output = tmp_path / "run"
-    values = settings(tokens, output, **{"train.checkpoint.steps": 1, "workers.count": 1})
+@pytest.fixture(scope="module")
+def killed(tokens, tmp_path_factory) -> Path:
+    """A run on two workers that was killed with its driver after some steps."""
+    output = tmp_path_factory.mktemp("killed") / "run"
+    values = settings(tokens, output, **{"train.checkpoint.steps": 1})
     code = "import json, sys; from raybert.train.pretrain import pretrain; pretrain(json.loads(sys.argv[1]))"
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     driver = subprocess.Popen(
@@ -83,9 +86,26 @@ def test_a_killed_run_is_gone_on_with_by_another_number_of_workers(finished, tok
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
     driver.communicate()
-    assert Checkpoints(output / "checkpoints").steps()[-1] < 12
+    assert 3 <= Checkpoints(output / "checkpoints").steps()[-1] < 12
     assert not (output / "model").exists()
-    report = pretrain(settings(tokens, output))  # on two
+    return output
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_a_killed_run_is_gone_on_with_by_any_number_of_workers(finished, tokens, killed, tmp_path, workers):
+    output = tmp_path / "run"
+    shutil.copytree(killed, output)
+    begun = Checkpoints(output / "checkpoints").steps()[-1]
+    report = pretrain(settings(tokens, output, **{"workers.count": workers}))
     assert report.figures["steps"] == 12
     assert (output / "model" / "model.safetensors").exists()
     same_end(output, finished[0])
+    losses = [
+        dict(json.loads((folder / "_raybert/history.json").read_text())["train/loss"])
+        for folder in (output, finished[0])
+    ]
+    worst = max(abs(losses[0][step] - losses[1][step]) for step in losses[1])
+    print(
+        f"killed at step {begun}, gone on with on {workers}: losses of all steps differ by {worst:.1e} at most"
+    )
+    assert worst < 1e-4
