@@ -16,7 +16,7 @@ from raybert.corpus.plan import Plan, type_from, type_text
 from raybert.corpus.report import Report
 from raybert.corpus.session import Pool, brings_own_ray
 from raybert.corpus.texts import text_columns, wanted_columns
-from raybert.corpus.vectors import schema, to_parquet, write_card
+from raybert.corpus.vectors import check_storable, schema, write_card
 from raybert.embed_shard import LoadEncoder, PrepareShard, vector_metadata
 from raybert.encoder.tokenizing import TextTokenizer
 from raybert.estimate import Estimate, estimate, sample_texts
@@ -101,7 +101,7 @@ class _Embedding(Job):
         from raybert.corpus.runner import Work
 
         data, output = self.config.data, output_schema(self.config, job)
-        _check_storable(output)
+        check_storable(output)
         return Work(
             columns=wanted_columns(data, list(plan.kept)),
             types=plan.types,
@@ -152,13 +152,6 @@ def output_schema(config: EmbedConfig, job: Mapping[str, Any]) -> pa.Schema:
         chunked=config.chunk.size is not None and config.chunk.combine == "none",
         carried={key.encode(): value.encode() for key, value in job["carried"].items()},
     )
-
-
-def _check_storable(schema: pa.Schema) -> None:
-    try:
-        to_parquet(schema.empty_table())
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise ValueError(f"data.columns: Parquet cannot hold one of the kept columns: {error}") from None
 
 
 def _metadata(config: EmbedConfig, job: Mapping[str, Any]) -> dict[str, Any]:

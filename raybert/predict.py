@@ -19,7 +19,7 @@ from raybert.corpus.plan import Plan, type_from, type_text
 from raybert.corpus.report import Report
 from raybert.corpus.session import Pool
 from raybert.corpus.texts import text_columns, wanted_columns
-from raybert.corpus.vectors import KEY, to_parquet
+from raybert.corpus.vectors import KEY, check_storable
 from raybert.outlook import Outlook
 from raybert.predict_shard import BOUNDARY, OUTPUTS, LoadPredictor, PrepareRows
 from raybert.resolve import on_workers
@@ -105,7 +105,7 @@ class _Predicting(Job):
         from raybert.corpus.runner import Work
 
         data, resolved, output = self.config.data, job["resolved"], output_schema(self.config, job)
-        _check_storable(output)
+        check_storable(output)
         tokenizer = Tokenizer.from_str(self.read_kept(job["tokenizer"]))
         return Work(
             columns=wanted_columns(data, list(plan.kept)),
@@ -171,13 +171,6 @@ def _refuse_clashes(kept: tuple[str, ...], resolved: Mapping[str, Any]) -> None:
         raise ValueError(
             f"data.columns: {clash!r} is a column of the predictions; name the columns to keep without it"
         )
-
-
-def _check_storable(schema: pa.Schema) -> None:
-    try:
-        to_parquet(schema.empty_table())
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise ValueError(f"data.columns: Parquet cannot hold one of the kept columns: {error}") from None
 
 
 _CARD = """---

@@ -19,6 +19,8 @@ settings.register_profile("ci", derandomize=True)
 if os.environ.get("CI"):
     settings.load_profile("ci")
 
+SHARED = Path(__file__).parents[2] / "shared/data"  # real data beside the checkout; tests skip without
+
 WORDS = [
     "the",
     "quick",

@@ -129,7 +129,7 @@ class FinetuneTrainSettings(Settings):
     )
     clip: float | None = Field(1.0, gt=0, description="bound of the gradient's norm; null: none")
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="of computing; auto: bfloat16 on a GPU that has it, else float32"
+        "auto", description="of computing; auto: bfloat16 where the hardware has it, else float32"
     )
     seed: int = Field(0, ge=0, description="of new weights, the order of the rows and dropout")
     seeds: list[Annotated[int, Field(ge=0)]] = Field(

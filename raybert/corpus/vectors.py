@@ -90,6 +90,14 @@ def to_parquet(table: pa.Table) -> pa.Buffer:
     return sink.getvalue()
 
 
+def check_storable(schema: pa.Schema) -> None:
+    """Raise ValueError if Parquet has no type for one of the columns."""
+    try:
+        to_parquet(schema.empty_table())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise ValueError(f"data.columns: Parquet cannot hold one of the kept columns: {error}") from None
+
+
 def read_metadata(file_schema: pa.Schema) -> dict[str, Any]:
     """The `raybert` entry of an output file. Raises ValueError if there is none."""
     entry = (file_schema.metadata or {}).get(KEY)

@@ -5,6 +5,7 @@ Every metric has `add`, `merge`, `result`, `to_json` and `from_json`. Figures ar
 """
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar, Self
 
@@ -27,7 +28,7 @@ from raybert.tasks.examples import IGNORED
 Counts = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-class _Sums:
+class _Sums(ABC):
     """A metric whose state is arrays that add up."""
 
     _arrays: ClassVar[tuple[str, ...]]
@@ -62,9 +63,9 @@ class _Sums:
         """Precision, recall, F1 and support of each label."""
         return label_scores(self.labels, *self._counts())
 
+    @abstractmethod
     def _counts(self) -> Counts:
         """int64 [labels] each: hits, predicted, support."""
-        raise NotImplementedError
 
 
 class Confusion(_Sums):

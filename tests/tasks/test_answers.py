@@ -1,7 +1,5 @@
 """Answers: windows and their targets, spans back to characters, and SQuAD's scores."""
 
-from pathlib import Path
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,12 +11,13 @@ from raybert.config.tasks import AnswersSettings
 from raybert.tasks import answers
 from raybert.tasks.answer_scores import AnswerScores, exact_match, normalize_answer, word_f1
 from raybert.tasks.examples import IGNORED, Examples
+from tests.conftest import SHARED
 from tests.tasks.toys import KINDS, tokenizer
 
 ALL = AnswersSettings()
 SOME = AnswersSettings(allow_unanswerable=True)
 TOKENIZERS = {kind: tokenizer(kind) for kind in KINDS}
-RESTAURANT = Path("/work/shared/data/restaurant8k_qa")
+RESTAURANT = SHARED / "restaurant8k_qa"
 
 
 def table(*rows: tuple[str | None, str | None, str | None, int | None]) -> pa.Table:

@@ -1,7 +1,5 @@
 """Entities: alignment to pieces, windows, schemes and their errors, spans, and scores against conlleval's definition."""
 
-from pathlib import Path
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,13 +14,14 @@ from raybert.tasks.examples import IGNORED, Examples, Lists
 from raybert.tasks.sequences import windows
 from raybert.tasks.tags import EntityScores, all_tags
 from raybert.tasks.words import find_words
+from tests.conftest import SHARED
 from tests.tasks.toys import KINDS, tokenizer
 
 BIO = EntitiesSettings()
 SPANS = EntitiesSettings(text="text")
 LABELS = all_tags(["LOC", "PER"], "bio")
 TOKENIZERS = {kind: tokenizer(kind) for kind in KINDS}
-WNUT = Path("/work/shared/data/wnut17")
+WNUT = SHARED / "wnut17"
 
 
 def table(tokens: list[list[str] | None], tags: list[list[str | None] | None]) -> pa.Table:

@@ -1,7 +1,6 @@
 """Relations: marks to markers and positions, cuts around the two places, and the official SemEval-2010 scores."""
 
 import re
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +13,7 @@ from raybert.config import ConfigError, load
 from raybert.config.tasks import RelationsSettings
 from raybert.tasks import relations
 from raybert.tasks.relation_scores import RelationScores
+from tests.conftest import SHARED
 from tests.tasks.toys import KINDS, tokenizer
 
 MARKED = RelationsSettings()
@@ -28,7 +28,7 @@ NAMES = [
 TOKENIZERS = {kind: tokenizer(kind) for kind in KINDS}
 SIZES = {kind: made.get_vocab_size() for kind, made in TOKENIZERS.items()}
 MARKERS = {kind: relations.add_markers(made, MARKED) for kind, made in TOKENIZERS.items()}
-SEMEVAL = Path("/work/shared/data/semeval2010_task8")
+SEMEVAL = SHARED / "semeval2010_task8"
 
 
 def table(*texts: str | None, labels: list[str | None] | None = None) -> pa.Table:
