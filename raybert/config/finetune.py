@@ -7,7 +7,7 @@ from pydantic import Field, field_validator, model_validator
 from raybert.config.core import Settings
 from raybert.config.groups import CorpusSettings, WorkersSettings
 from raybert.config.tasks import AnswersSettings, EntitiesSettings, RelationsSettings
-from raybert.config.training import CheckpointSettings, Count, SpikeSettings
+from raybert.config.training import Count, LoopSettings
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 
@@ -104,55 +104,33 @@ class FinetuneEvaluateSettings(Settings):
     )
 
 
-class FinetuneTrainSettings(Settings):
+class FinetuneTrainSettings(LoopSettings):
     """How the model is trained."""
 
     steps: Count | None = Field(None, description="updates of the run, instead of epochs")
     epochs: float | None = Field(None, gt=0, description="passes over the rows; default: 3")
     batch_size: Count = Field(32, description="rows of one update, over all workers")
     lr: float = Field(5e-5, gt=0, description="highest learning rate")
-    schedule: Literal["linear", "cosine", "wsd", "constant"] = Field(
-        "linear", description="learning rate after the warmup; wsd is constant, then falls over train.decay"
-    )
     warmup: float = Field(0.1, ge=0, description="steps in which the learning rate rises; below 1 a share")
-    decay: float = Field(0.1, ge=0, description="steps in which wsd falls at the end; below 1 a share")
-    final: float = Field(0.0, ge=0, le=1, description="last learning rate, as a share of the highest")
-    optimizer: Literal["adamw", "lamb"] = Field(
-        "adamw", description="lamb is for batches of thousands of rows"
-    )
-    weight_decay: float = Field(0.01, ge=0, description="of matrices; biases and norms are not decayed")
     layer_decay: float = Field(
         1.0,
         gt=0,
         le=1,
         description="each layer learns at so many times the rate of the one above; 1: all alike",
     )
-    clip: float | None = Field(1.0, gt=0, description="bound of the gradient's norm; null: none")
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="of computing; auto: bfloat16 where the hardware has it, else float32"
-    )
     seed: int = Field(0, ge=0, description="of new weights, the order of the rows and dropout")
     seeds: list[Annotated[int, Field(ge=0)]] = Field(
         [],
         description="several runs, one for each seed, in output.path/seed-N; mean and deviation are reported",
     )
-    padded: bool = Field(False, description="compute padded batches, for comparison; packed ones are faster")
     zero: Literal[0, 1, 2, 3] = Field(
         0,
         description="DeepSpeed ZeRO: over the workers cut up 1 optimizer state, 2 gradients too, 3 weights too",
     )
-    offload: bool = Field(False, description="optimizer state in the host's memory; needs g++ and ninja")
-    recompute: bool = Field(
-        False, description="compute activations again instead of keeping them: less memory"
-    )
     on_spike: Literal["stop", "rewind", "ignore"] = Field(
         "ignore", description="rewind: back to the last good checkpoint, on to other batches"
     )
-    spike: SpikeSettings = Field(default_factory=SpikeSettings)
-    checkpoint: CheckpointSettings = Field(default_factory=CheckpointSettings)
     evaluate: FinetuneEvaluateSettings = Field(default_factory=FinetuneEvaluateSettings)
-    log_every: Count = Field(10, description="steps between lines of progress")
-    restarts: int = Field(5, ge=0, description="times that a run is started again after a worker was lost")
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:

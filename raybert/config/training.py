@@ -96,16 +96,11 @@ class PhaseSettings(Settings):
     global_batch_tokens: Count | None = Field(None, description="default: train.global_batch_tokens")
 
 
-class TrainSettings(Settings):
-    """How the model is trained."""
+class LoopSettings(Settings):
+    """What pretraining and fine-tuning have in common."""
 
-    steps: Count | None = Field(None, description="updates of the run; this or epochs is required")
-    epochs: float | None = Field(None, gt=0, description="passes over the tokens, instead of steps")
-    phases: list[PhaseSettings] = Field(
-        [],
-        description="instead of steps: parts that follow each other, each {steps, path, lr, global_batch_tokens}",
-    )
-    global_batch_tokens: Count = Field(65536, description="tokens of one update, over all workers")
+    steps: Count | None = Field(None, description="updates of the run")
+    epochs: float | None = Field(None, gt=0, description="passes over the data, instead of steps")
     lr: float = Field(1e-4, gt=0, description="highest learning rate")
     schedule: Literal["linear", "cosine", "wsd", "constant"] = Field(
         "linear", description="learning rate after the warmup; wsd is constant, then falls over train.decay"
@@ -113,17 +108,13 @@ class TrainSettings(Settings):
     warmup: float = Field(0.01, ge=0, description="steps in which the learning rate rises; below 1 a share")
     decay: float = Field(0.1, ge=0, description="steps in which wsd falls at the end; below 1 a share")
     final: float = Field(0.0, ge=0, le=1, description="last learning rate, as a share of the highest")
-    optimizer: Literal["adamw", "lamb"] = Field(
-        "adamw", description="lamb is for batches of millions of tokens"
-    )
+    optimizer: Literal["adamw", "lamb"] = Field("adamw", description="lamb is for very large batches")
     weight_decay: float = Field(0.01, ge=0, description="of matrices; biases and norms are not decayed")
     clip: float | None = Field(1.0, gt=0, description="bound of the gradient's norm; null: none")
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="of computing; auto: bfloat16 where the hardware has it, else float32"
     )
     seed: int = Field(0, ge=0, description="of new weights, the order of the data, masks and dropout")
-    mask_probability: float = Field(0.15, gt=0, lt=1, description="share of the tokens that are predicted")
-    mask: Literal["token", "word", "span"] = Field("token", description="what is chosen to be predicted")
     padded: bool = Field(False, description="compute padded batches, for comparison; packed ones are faster")
     zero: Literal[0, 1, 2, 3] = Field(
         1,
@@ -138,9 +129,22 @@ class TrainSettings(Settings):
     )
     spike: SpikeSettings = Field(default_factory=SpikeSettings)
     checkpoint: CheckpointSettings = Field(default_factory=CheckpointSettings)
-    evaluate: EvaluateSettings = Field(default_factory=EvaluateSettings)
     log_every: Count = Field(10, description="steps between lines of progress")
     restarts: int = Field(5, ge=0, description="times that a run is started again after a worker was lost")
+
+
+class TrainSettings(LoopSettings):
+    """How the model is trained."""
+
+    steps: Count | None = Field(None, description="updates of the run; this or epochs is required")
+    phases: list[PhaseSettings] = Field(
+        [],
+        description="instead of steps: parts that follow each other, each {steps, path, lr, global_batch_tokens}",
+    )
+    global_batch_tokens: Count = Field(65536, description="tokens of one update, over all workers")
+    mask_probability: float = Field(0.15, gt=0, lt=1, description="share of the tokens that are predicted")
+    mask: Literal["token", "word", "span"] = Field("token", description="what is chosen to be predicted")
+    evaluate: EvaluateSettings = Field(default_factory=EvaluateSettings)
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
