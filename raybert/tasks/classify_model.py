@@ -9,15 +9,14 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 
 from raybert.config.finetune import ClassificationSettings, RegularizeSettings
 from raybert.encoder.attention import to_device
-from raybert.tasks.examples import IGNORED
-from raybert.train.forward import Forward
-from raybert.train.packed import Micro, PackedBatch
-from raybert.train.regularizers import r_drop, smoothed_cross_entropy
+from raybert.tasks.base_model import TaskModel, TaskSums, write_labels
+from raybert.train.packed import PackedBatch
+from raybert.train.regularizers import Outputs, divergence, smoothed_cross_entropy
 
 AUTO = AutoModelForSequenceClassification
 _PROBLEMS = {
@@ -25,40 +24,23 @@ _PROBLEMS = {
     "multi": "multi_label_classification",
     "regression": "regression",
 }
-_OUTPUTS = {"single": "classes", "multi": "labels", "regression": "regression"}
-
-
-class ClassificationSums(NamedTuple):
-    """Over one batch, tensors of shape []: the loss, and the rows of which all labels are right."""
-
-    loss: Tensor
-    accuracy: Tensor
+_OUTPUTS: dict[str, Outputs] = {"single": "classes", "multi": "labels", "regression": "regression"}
 
 
 class RegressionSums(NamedTuple):
-    """Over one batch: the loss, the sum of the squared errors."""
+    """Over one batch, a tensor of shape []: the sum of the squared errors."""
 
     loss: Tensor
 
 
 def configure(config: PreTrainedConfig, labels: Sequence[str], settings: ClassificationSettings) -> None:
-    """Write the labels into a model's configuration."""
-    config.id2label = dict(enumerate(labels))
-    config.label2id = {label: number for number, label in enumerate(labels)}
-    config.num_labels = len(labels)
+    """Write the labels and their kind into a model's configuration."""
+    write_labels(config, labels)
     config.problem_type = _PROBLEMS[settings.kind]
 
 
-class Model(nn.Module):
-    """`model(batch)` are the sums of a batch; `model.plain` is the transformers model, for saving.
-
-    Args:
-        plain: with a head for sequence classification.
-        settings: of the task.
-        regularize: label smoothing and R-Drop.
-        padded: compute padded batches; `padded` says in the end how it is done.
-        autocast: compute in this 16-bit type, the weights stay float32.
-    """
+class Model(TaskModel):
+    """A target is a row; its logits are [n, labels]. See `TaskModel`."""
 
     def __init__(
         self,
@@ -69,50 +51,22 @@ class Model(nn.Module):
         padded: bool = False,
         autocast: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
-        self.plain, self.autocast = plain, autocast
-        self._kind, self._regularize = settings.kind, regularize or RegularizeSettings()
-        self._run = Forward(plain, padded=padded)
-        self.padded = self._run.padded
+        super().__init__(plain, settings, regularize, padded=padded, autocast=autocast)
+        self._kind = settings.kind
         if not self.padded:
             plain.base_model.register_forward_hook(_first_tokens, with_kwargs=True)
 
     @staticmethod
     def sums_type(settings: ClassificationSettings) -> type:
-        """What `forward` gives."""
-        return RegressionSums if settings.kind == "regression" else ClassificationSums
+        """Of a regression the loss alone; else a row is right when all of its labels are."""
+        return RegressionSums if settings.kind == "regression" else TaskSums
 
-    @staticmethod
-    def targets(micro: Micro) -> int:
-        """Rows of a batch: all that are asked of."""
-        labels = micro.per_sequence["labels"]
-        return int((labels.reshape(len(labels), -1)[:, 0] != IGNORED).sum())
+    def _logits(self, batch: PackedBatch, delta: Tensor | None) -> Tensor:
+        return self._run(batch, delta).logits
 
-    def forward(self, batch: PackedBatch, delta: Tensor | None = None, *, outputs: bool = False) -> Any:
-        """The sums of one batch; with `outputs` also its logits, {"logits": [n, labels]}.
-
-        `delta` is added to the word embeddings (see `Forward`). In training R-Drop takes two passes, the second beside.
-        """
-        logits = self.logits(batch, delta)
-        losses = self._losses(logits, batch)
-        if self.training and self._regularize.r_drop:
-            other = self.logits(batch, delta)
-            pair = losses, self._losses(other, batch)
-            losses = r_drop(pair, (logits, other), self._regularize.r_drop, _OUTPUTS[self._kind])
-        asked = batch.targets["labels"].reshape(len(logits), -1)[:, 0] != IGNORED
-        weight = batch.targets.get("weight")
-        losses = torch.where(asked, losses if weight is None else losses * weight, 0)
-        sums = self._sums(losses.sum(), logits, batch, asked)
-        return (sums, {"logits": logits}) if outputs else sums
-
-    def logits(self, batch: PackedBatch, delta: Tensor | None = None) -> Tensor:
-        """float32 [n, labels]."""
-        with torch.autocast(batch.ids.device.type, dtype=self.autocast, enabled=self.autocast is not None):
-            return self._run(batch, delta).logits.float()
-
-    def _losses(self, logits: Tensor, batch: PackedBatch) -> Tensor:
+    def losses(self, logits: Tensor, batch: PackedBatch, smoothing: float) -> Tensor:
         """[n]; for many labels the mean over them, as transformers has it."""
-        labels, smoothing = batch.targets["labels"], self._regularize.label_smoothing
+        labels = batch.targets["labels"]
         if self._kind == "single":
             return smoothed_cross_entropy(logits, labels, smoothing)
         if self._kind == "regression":
@@ -120,14 +74,21 @@ class Model(nn.Module):
         smooth = labels * (1 - smoothing) + smoothing / 2
         return F.binary_cross_entropy_with_logits(logits, smooth, reduction="none").mean(1)
 
-    def _sums(self, loss: Tensor, logits: Tensor, batch: PackedBatch, asked: Tensor) -> Any:
-        labels = batch.targets["labels"]
+    def divergence(self, logits: Tensor, other: Tensor, batch: PackedBatch) -> Tensor:
+        """[n], by the kind of the labels."""
+        return divergence(logits, other, _OUTPUTS[self._kind])
+
+    def sums(self, loss: Tensor, logits: Tensor, batch: PackedBatch, asked: Tensor) -> Any:
+        """As `sums_type` says."""
         if self._kind == "regression":
             return RegressionSums(loss)
-        right = (
-            logits.argmax(1) == labels if self._kind == "single" else ((logits > 0) == (labels > 0)).all(1)
-        )
-        return ClassificationSums(loss, (right & asked).sum().float())
+        return super().sums(loss, logits, batch, asked)
+
+    def right(self, logits: Tensor, batch: PackedBatch) -> Tensor:
+        """bool [n]: all labels."""
+        if self._kind == "single":
+            return super().right(logits, batch)
+        return ((logits > 0) == (batch.targets["labels"] > 0)).all(1)
 
 
 def _first_tokens(module: Any, given: Any, named: dict[str, Any], output: Any) -> Any:

@@ -9,34 +9,23 @@ reads all of it. `config.json` names the markers, the tokenizer has them.
 import inspect
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
-from raybert.config.finetune import RegularizeSettings
 from raybert.config.tasks import RelationsSettings
-from raybert.tasks.examples import IGNORED
-from raybert.train.forward import Forward
-from raybert.train.packed import Micro, PackedBatch
-from raybert.train.regularizers import r_drop, smoothed_cross_entropy
+from raybert.tasks.base_model import TaskModel, write_labels
+from raybert.train.packed import PackedBatch
+from raybert.train.regularizers import smoothed_cross_entropy
 
 _NOTE = " (its encoder; `classifier.*` in the same file is the linear layer on the hidden states of the two start markers)"
 
 
-class RelationSums(NamedTuple):
-    """Over one batch, tensors of shape []: the loss, and the rows whose relation is right."""
-
-    loss: Tensor
-    accuracy: Tensor
-
-
 def configure(config: PreTrainedConfig, labels: Sequence[str], settings: RelationsSettings) -> None:
     """Write the relations and the markers into a model's configuration."""
-    config.id2label = dict(enumerate(labels))
-    config.label2id = {label: number for number, label in enumerate(labels)}
-    config.num_labels = len(labels)
+    write_labels(config, labels)
     config.relation_markers = list(settings.markers)
 
 
@@ -114,67 +103,18 @@ class AUTO:
         return model_class(config)(config)
 
 
-class Model(nn.Module):
-    """`model(batch)` are the sums of a batch; `model.plain` is the transformers model, for saving.
+class Model(TaskModel):
+    """A target is a row; its logits are [n, relations]. See `TaskModel`."""
 
-    Args:
-        plain: of `AUTO`.
-        settings: of the task.
-        regularize: label smoothing and R-Drop.
-        padded: compute padded batches; `padded` says in the end how it is done.
-        autocast: compute in this 16-bit type, the weights stay float32.
-    """
+    def _logits(self, batch: PackedBatch, delta: Tensor | None) -> Tensor:
+        hidden = self._run.hidden(batch, delta)
+        # an empty batch has no places
+        at = [batch.starts + batch.targets[name].clamp_min(0) for name in ("first", "second")]
+        return self.plain.classify(hidden[at[0]], hidden[at[1]])
 
-    def __init__(
-        self,
-        plain: PreTrainedModel,
-        settings: RelationsSettings,
-        regularize: RegularizeSettings | None = None,
-        *,
-        padded: bool = False,
-        autocast: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        del settings
-        self.plain, self.autocast = plain, autocast
-        self._regularize = regularize or RegularizeSettings()
-        self._run = Forward(plain, padded=padded)
-        self.padded = self._run.padded
-
-    @staticmethod
-    def sums_type(settings: RelationsSettings) -> type:
-        """What `forward` gives."""
-        del settings
-        return RelationSums
-
-    @staticmethod
-    def targets(micro: Micro) -> int:
-        """Rows of a batch: all that are asked of."""
-        return int((micro.per_sequence["labels"] != IGNORED).sum())
-
-    def forward(self, batch: PackedBatch, delta: Tensor | None = None, *, outputs: bool = False) -> Any:
-        """The sums of one batch, over its rows; with `outputs` also its logits, {"logits": [n, relations]}.
-
-        `delta` is added to the word embeddings (see `Forward`). In training R-Drop takes two passes, the second beside.
-        """
-        labels, smoothing = batch.targets["labels"], self._regularize.label_smoothing
-        logits = self.logits(batch, delta)
-        losses = smoothed_cross_entropy(logits, labels, smoothing)
-        if self.training and self._regularize.r_drop:
-            other = self.logits(batch, delta)
-            pair = losses, smoothed_cross_entropy(other, labels, smoothing)
-            losses = r_drop(pair, (logits, other), self._regularize.r_drop)
-        loss = torch.where(labels != IGNORED, losses, 0).sum()
-        sums = RelationSums(loss, (logits.argmax(1) == labels).sum().float())
-        return (sums, {"logits": logits}) if outputs else sums
-
-    def logits(self, batch: PackedBatch, delta: Tensor | None = None) -> Tensor:
-        """float32 [n, relations]."""
-        with torch.autocast(batch.ids.device.type, dtype=self.autocast, enabled=self.autocast is not None):
-            hidden = self._run.hidden(batch, delta)
-            # an empty batch has no places
-            at = [batch.starts + batch.targets[name].clamp_min(0) for name in ("first", "second")]
-            return self.plain.classify(hidden[at[0]], hidden[at[1]]).float()
+    def losses(self, logits: Tensor, batch: PackedBatch, smoothing: float) -> Tensor:
+        """[n]."""
+        return smoothed_cross_entropy(logits, batch.targets["labels"], smoothing)
 
 
 def _dropout(config: Any) -> float:

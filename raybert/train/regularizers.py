@@ -32,31 +32,23 @@ def squared_difference(first: Tensor, second: Tensor) -> Tensor:
     return (first.float() - second.float()).square().mean(-1)
 
 
-def r_drop(
-    losses: tuple[Tensor, Tensor],
-    outputs: tuple[Tensor, Tensor],
-    alpha: float,
-    kind: Outputs = "classes",
-) -> Tensor:
-    """R-Drop (Liang et al. 2021, arXiv 2106.14448): 1/2 (l1 + l2) + alpha 1/2 (KL(p1 || p2) + KL(p2 || p1)) a row.
+def divergence(first: Tensor, second: Tensor, kind: Outputs = "classes") -> Tensor:
+    """R-Drop's (Liang et al. 2021, arXiv 2106.14448): 1/2 (KL(p1 || p2) + KL(p2 || p1)) of every row.
 
-    For regression the divergence is (o1 - o2)^2. The rows are meant to be averaged; the official code sums the
-    divergence over the batch instead, so its alpha depends on the size of the batch and this one does not.
+    The loss is 1/2 (l1 + l2) + alpha times this. For regression it is (o1 - o2)^2. The rows are meant to be averaged; the
+    official code sums the divergence over the batch instead, so its alpha depends on the size of the batch and this one
+    does not.
 
     Args:
-        losses: [m] each, of two passes with different dropout.
-        outputs: their logits, [m, k] each.
-        kind: what the logits are: of one class in k, of k independent labels, or numbers.
+        first, second: logits [m, k] of two passes with different dropout.
+        kind: what they are: of one class in k, of k independent labels, or numbers.
 
     Returns:
         [m].
     """
-    divergence = {
-        "classes": lambda a, b: symmetric_kl(a, b) / 2,
-        "labels": lambda a, b: symmetric_kl_of_labels(a, b) / 2,
-        "regression": squared_difference,
-    }[kind]
-    return (losses[0] + losses[1]) / 2 + alpha * divergence(*outputs)
+    if kind == "regression":
+        return squared_difference(first, second)
+    return (symmetric_kl if kind == "classes" else symmetric_kl_of_labels)(first, second) / 2
 
 
 def smoothed_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:

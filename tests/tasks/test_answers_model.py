@@ -83,7 +83,7 @@ def test_smoothing_and_r_drop_follow_their_formulas():
     examples = examples_of(3)
     batch, lengths = pack(ExampleMicro(examples)), examples.ids.lengths.tolist()
     places = torch.stack([batch.targets["starts"], batch.targets["ends"]], 1)
-    smooth = made(regularize=RegularizeSettings(label_smoothing=0.2)).eval()
+    smooth = made(regularize=RegularizeSettings(label_smoothing=0.2)).train()
 
     def cross_entropy(logits, smoothing=0.0):
         each = [

@@ -74,7 +74,7 @@ def test_a_change_of_the_embeddings_reaches_the_loss(padded):
 def test_smoothing_and_r_drop_follow_their_formulas():
     batch = pack(ExampleMicro(examples_of(3)))
     labels = batch.targets["labels"]
-    smooth = made(regularize=RegularizeSettings(label_smoothing=0.2)).eval()
+    smooth = made(regularize=RegularizeSettings(label_smoothing=0.2)).train()
     expected = F.cross_entropy(smooth.logits(batch), labels, reduction="sum", label_smoothing=0.2)
     assert_close(smooth(batch).loss, expected)
     ours = made(dropout=0.3, regularize=RegularizeSettings(r_drop=2.0)).train()

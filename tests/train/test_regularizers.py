@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from raybert.train.regularizers import (
     ElasticWeights,
+    divergence,
     fisher,
-    r_drop,
     smoothed_cross_entropy,
     symmetric_kl,
     symmetric_kl_of_labels,
@@ -50,32 +50,24 @@ def test_symmetric_divergence_of_labels():
     assert symmetric_kl_of_labels(A, B).tolist() == pytest.approx(expected, rel=1e-5)
 
 
-def test_r_drop():
-    losses = (torch.tensor([1.0, 2.0]), torch.tensor([3.0, 5.0]))
+def test_r_drops_divergence():
     expected = [
-        (one + two) / 2 + 0.7 * (kl(softmax(a), softmax(b)) + kl(softmax(b), softmax(a))) / 2
-        for one, two, a, b in zip(*(x.tolist() for x in (*losses, A, B)), strict=True)
+        (kl(softmax(a), softmax(b)) + kl(softmax(b), softmax(a))) / 2
+        for a, b in zip(A.tolist(), B.tolist(), strict=True)
     ]
-    assert r_drop(losses, (A, B), 0.7).tolist() == pytest.approx(expected, rel=1e-5)
+    assert divergence(A, B).tolist() == pytest.approx(expected, rel=1e-5)
+    of_labels = (symmetric_kl_of_labels(A, B) / 2).tolist()
+    assert divergence(A, B, "labels").tolist() == pytest.approx(of_labels, rel=1e-6)
 
 
-def test_r_drop_of_a_batch_is_a_mean():
-    """Twice the same rows leave the mean as it is: alpha does not depend on the batch."""
-    losses = (torch.zeros(2), torch.zeros(2))
-    once = r_drop(losses, (A, B), 1.0).mean()
-    twice = r_drop((torch.zeros(4), torch.zeros(4)), (torch.cat([A, A]), torch.cat([B, B])), 1.0).mean()
-    torch.testing.assert_close(once, twice)
-
-
-def test_r_drop_of_numbers():
+def test_r_drops_divergence_of_numbers():
     x, y = torch.tensor([[1.0], [2.0]]), torch.tensor([[4.0], [2.5]])
-    found = r_drop((torch.ones(2), torch.ones(2)), (x, y), 0.5, "regression")
-    assert found.tolist() == [1 + 0.5 * 9, 1 + 0.5 * 0.25]
+    assert divergence(x, y, "regression").tolist() == [9, 0.25]
 
 
 def test_r_drop_has_gradients_in_both_passes():
     a, b = A.clone().requires_grad_(), B.clone().requires_grad_()
-    r_drop((torch.zeros(2), torch.zeros(2)), (a, b), 1.0).sum().backward()
+    divergence(a, b).sum().backward()
     assert a.grad.abs().max() > 0.01
     assert b.grad.abs().max() > 0.01
 

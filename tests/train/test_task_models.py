@@ -67,8 +67,9 @@ def test_a_loss_is_the_sum_over_its_rows():
     logits, labels = ours.logits(batch), batch.targets["labels"]
     assert_close(ours(batch).loss, F.cross_entropy(logits, labels, reduction="sum"))
     assert ours(batch).accuracy == (logits.argmax(1) == labels).sum()
-    smooth = made(regularize=RegularizeSettings(label_smoothing=0.2)).eval()
+    smooth = made(regularize=RegularizeSettings(label_smoothing=0.2)).train()
     assert_close(smooth(batch).loss, F.cross_entropy(logits, labels, reduction="sum", label_smoothing=0.2))
+    assert_close(smooth.eval()(batch).loss, F.cross_entropy(logits, labels, reduction="sum"))
     weight = torch.tensor([0.5, 2.0, 1.0])[labels]
     weighted = micro_of(1, weight=np.array([0.5, 2.0, 1.0]))
     assert_close(
