@@ -11,7 +11,8 @@ from typing import Any
 import pyarrow as pa
 
 from raybert.config import EmbedConfig, dump_yaml, load, require
-from raybert.corpus.job import Job, absolute, name_for, public_name
+from raybert.corpus.job import Job, name_for
+from raybert.corpus.paths import absolute, public, public_name
 from raybert.corpus.plan import Plan, type_from, type_text
 from raybert.corpus.report import Report
 from raybert.corpus.session import Pool, brings_own_ray
@@ -129,7 +130,7 @@ class _Embedding(Job):
         write_card(self.ledger.store, _metadata(self.config, job), report.vectors)
 
     def estimate(self, plan: Plan, job: Mapping[str, Any]) -> Estimate:
-        print(dump_yaml(self.public_config()), file=sys.stderr)
+        print(dump_yaml(public(self.config)), file=sys.stderr)
         return estimate(self.config, plan, self.pending(plan), self._prepare(job), job["resolved"], self.pool)
 
 

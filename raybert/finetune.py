@@ -4,20 +4,19 @@ Resolves and checks on the driver, which makes the examples and needs no torch.
 """
 
 import json
-import os
-import shutil
 import statistics
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from raybert.config import dump_yaml, load, require
 from raybert.config.finetune import FinetuneConfig
-from raybert.corpus.filesystems import public_uri
-from raybert.corpus.session import ray_session, worker_pool
+from raybert.corpus.paths import absolute, public
+from raybert.corpus.session import Pool, ray_session
 from raybert.corpus.store import Store
-from raybert.train.alone import alone
+from raybert.train.folder import REPORT, figures_of, job_of, train_in_folder
 from raybert.train.task_job import (
     Prepared,
     complete_job,
@@ -25,8 +24,6 @@ from raybert.train.task_job import (
     refuse_other_job,
     refuse_settings,
 )
-
-_JOB, _CONFIG, _REPORT = "_raybert/job.json", "_raybert/config.yaml", "_raybert/report.json"
 
 
 @dataclass(frozen=True)
@@ -82,14 +79,14 @@ def finetune(config: FinetuneConfig | Mapping[str, Any]) -> FinetuneReport:
     if not isinstance(config, FinetuneConfig):
         config = load(FinetuneConfig, settings=config)
     require(config, "model.name", "data.path", "output.path")
-    config = _absolute(config)
+    config = absolute(config)
     refuse_settings(config)
     if len(config.train.seeds) > 0:
         return _each_seed(config)
     prepared = prepare_job(config)
     if config.dry_run:
         complete_job(prepared, config, gpu=False, workers=1)
-        print(dump_yaml(_public(config)), file=sys.stderr)
+        print(dump_yaml(public(config)), file=sys.stderr)
         return FinetuneReport(config.output.path, plan=prepared.job)
     with ray_session():
         return _run(config, prepared)
@@ -107,12 +104,12 @@ def _each_seed(config: FinetuneConfig) -> FinetuneReport:
             prepared = prepare_job(own)
             if config.dry_run:
                 complete_job(prepared, own, gpu=False, workers=1)
-                print(dump_yaml(_public(config)), file=sys.stderr)
+                print(dump_yaml(public(config)), file=sys.stderr)
                 return FinetuneReport(config.output.path, plan=prepared.job)
             report = _run(own, prepared)
             seeds[str(seed)], plan = report.figures, report.plan
     figures = _means([*seeds.values()])
-    store.write(_REPORT, json.dumps({"figures": figures, "seeds": seeds}, indent=1).encode())
+    store.write(REPORT, json.dumps({"figures": figures, "seeds": seeds}, indent=1).encode())
     return FinetuneReport(config.output.path, figures, plan, seeds)
 
 
@@ -129,62 +126,13 @@ def _means(every: list[Mapping[str, Any]]) -> dict[str, float]:
 def _run(config: FinetuneConfig, prepared: Prepared) -> FinetuneReport:
     """One run to its end, or what is left of it."""
     store, job = Store(config.output.path), prepared.job
-    if store.exists(_JOB):
-        refuse_other_job(json.loads(store.read(_JOB)), job, config.output.path)
-    if store.exists(_REPORT):
-        kept = json.loads(store.read(_REPORT))
-        return FinetuneReport(config.output.path, kept, json.loads(store.read(_JOB)))
-    from raybert.train.launch import best_precision, launch
-
-    pool = worker_pool(config.workers, reading=False)
-    automatic = config.train.precision == "auto" and not store.exists(_JOB)
-    precision = best_precision(pool) if automatic else "float32"
-    complete_job(prepared, config, gpu=bool(pool.gpus), workers=pool.high, precision=precision)
-    if store.exists(_JOB):  # what `auto` became then holds
-        kept = json.loads(store.read(_JOB))
-        job |= {key: kept[key] for key in ("batch_tokens", "precision", "parts", "phases")}
-    with alone(store, config.output.path):
-        for name, content in prepared.files.items():
-            store.write(name, content)
-        store.write(_CONFIG, dump_yaml(_public(config)).encode())
-        store.write(_JOB, json.dumps(job, indent=1).encode())
-        figures = launch(config, job, pool)
-        store.write(_REPORT, json.dumps(figures).encode())
-    if store.local:
-        shutil.rmtree(store.path("_raybert/ray"), ignore_errors=True)
+    if (was := job_of(store)) is not None:
+        refuse_other_job(was, job, config.output.path)
+        if (figures := figures_of(store)) is not None:
+            return FinetuneReport(config.output.path, figures, was)
+    figures = train_in_folder(config, job, partial(_complete, prepared, config), prepared.files)
     return FinetuneReport(config.output.path, figures, job)
 
 
-def _on_paths(config: FinetuneConfig, change: Any) -> FinetuneConfig:
-    """The settings with all paths of data and output changed."""
-    data = config.data
-
-    def each(value: str | list[str]) -> str | list[str]:
-        return (
-            (change(value) if value else value)
-            if isinstance(value, str)
-            else [change(path) for path in value]
-        )
-
-    return config.model_copy(
-        update={
-            "data": data.model_copy(update={"path": each(data.path), "validation": each(data.validation)}),
-            "output": config.output.model_copy(update={"path": change(config.output.path)}),
-        }
-    )
-
-
-def _public(config: FinetuneConfig) -> FinetuneConfig:
-    """The settings as they may be shown and stored: paths without credentials."""
-    return _on_paths(config, public_uri)
-
-
-def _absolute(config: FinetuneConfig) -> FinetuneConfig:
-    """Paths that mean the same on every worker."""
-
-    def whole(path: str) -> str:
-        return path if "://" in path else os.path.abspath(os.path.expanduser(path))
-
-    name = config.model.name
-    model = {"name": whole(name)} if os.path.isdir(os.path.expanduser(name)) else {}
-    return _on_paths(config.model_copy(update={"model": config.model.model_copy(update=model)}), whole)
+def _complete(prepared: Prepared, config: FinetuneConfig, pool: Pool, precision: str) -> None:
+    complete_job(prepared, config, gpu=bool(pool.gpus), workers=pool.high, precision=precision)

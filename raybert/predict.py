@@ -14,7 +14,8 @@ from tokenizers import Tokenizer
 
 from raybert.config import dump_yaml, load, require
 from raybert.config.predicting import PredictConfig
-from raybert.corpus.job import Job, absolute, name_for, public_name
+from raybert.corpus.job import Job, name_for
+from raybert.corpus.paths import absolute, public, public_name
 from raybert.corpus.plan import Plan, type_from, type_text
 from raybert.corpus.report import Report
 from raybert.corpus.session import Pool
@@ -132,7 +133,7 @@ class _Predicting(Job):
         self.ledger.store.write("README.md", _CARD.format(rows=report.vectors, facts=rows).encode())
 
     def estimate(self, plan: Plan, job: Mapping[str, Any]) -> Outlook:
-        print(dump_yaml(self.public_config()), file=sys.stderr)
+        print(dump_yaml(public(self.config)), file=sys.stderr)
         return Outlook(len(plan.sources), plan.rows, len(plan.shards()), len(self.pending(plan)))
 
 

@@ -12,8 +12,9 @@ import pyarrow as pa
 from raybert import __version__
 from raybert.config import ConfigError, PrepareConfig, dump_yaml, load, require
 from raybert.corpus.duplicates import find_duplicates
-from raybert.corpus.job import Job, absolute, name_for, public_name
+from raybert.corpus.job import Job, name_for
 from raybert.corpus.models import fetch_model
+from raybert.corpus.paths import absolute, public, public_name
 from raybert.corpus.plan import Plan, type_from, type_text
 from raybert.corpus.report import Report
 from raybert.corpus.session import Pool, cluster_map
@@ -148,7 +149,7 @@ class _Preparing(Job):
         store.write("README.md", card.encode())
 
     def estimate(self, plan: Plan, job: Mapping[str, Any]) -> Outlook:
-        print(dump_yaml(self.public_config()), file=sys.stderr)
+        print(dump_yaml(public(self.config)), file=sys.stderr)
         return Outlook(len(plan.sources), plan.rows, len(plan.shards()), len(self.pending(plan)))
 
 

@@ -6,6 +6,7 @@ from pydantic import Field, field_validator, model_validator
 
 from raybert.config.core import Settings
 from raybert.config.groups import CorpusSettings, WorkersSettings
+from raybert.config.paths import ModelName, Place, Places
 from raybert.config.tasks import AnswersSettings, EntitiesSettings, RelationsSettings
 from raybert.config.training import Count, LoopSettings
 
@@ -15,7 +16,9 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 class FinetuneModelSettings(Settings):
     """The encoder to begin with."""
 
-    name: str = Field("", description="folder or Hugging Face hub name of the model to begin with; required")
+    name: ModelName = Field(
+        "", description="folder or Hugging Face hub name of the model to begin with; required"
+    )
     revision: str | None = Field(None, description="branch, tag or commit of a hub model")
     max_length: int | None = Field(
         None, ge=3, description="tokens of a row, special ones included; default: what the model takes"
@@ -37,7 +40,7 @@ class TableSettings(CorpusSettings):
         None, description="column of a second text: the model reads both, as in question and answer"
     )
     label: str = Field("label", description="column of what is to be learnt")
-    validation: str | list[str] = Field(
+    validation: Places = Field(
         [], description="files, folders or globs with the same columns to evaluate on while training"
     )
     validation_share: Share = Field(
@@ -222,7 +225,7 @@ class RegularizeSettings(Settings):
 class FinetuneOutput(Settings):
     """Where the run lies."""
 
-    path: str = Field(
+    path: Place = Field(
         "", description="folder of the run and the finished model, local or s3:// gs:// ...; required"
     )
     max_rejects: int | float | None = Field(

@@ -5,12 +5,13 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from raybert.config.core import Settings
+from raybert.config.paths import ModelName, Place, Places
 
 
 class ModelSettings(Settings):
     """The encoder and how a text becomes a vector."""
 
-    name: str = Field("", description="folder or Hugging Face hub name of the model; required")
+    name: ModelName = Field("", description="folder or Hugging Face hub name of the model; required")
     revision: str | None = Field(None, description="branch, tag or commit of a hub model")
     pooling: Literal["auto", "cls", "mean", "max", "last"] = Field(
         "auto", description="token vectors to one vector; auto reads the model folder, else mean"
@@ -42,9 +43,7 @@ class ModelSettings(Settings):
 class CorpusSettings(Settings):
     """Where texts come from."""
 
-    path: str | list[str] = Field(
-        "", description="files, folders or globs, local or s3:// gs:// hf:// ...; required"
-    )
+    path: Places = Field("", description="files, folders or globs, local or s3:// gs:// hf:// ...; required")
     format: Literal["auto", "parquet", "jsonl", "csv", "tsv", "text", "documents", "arrow", "datasets"] = (
         Field("auto", description="auto: by file name; text is a line a row, documents a file a row")
     )
@@ -115,7 +114,7 @@ class ChunkSettings(Settings):
 class OutputSettings(Settings):
     """The folder of vectors."""
 
-    path: str = Field("", description="folder to write, local or s3:// gs:// ...; required")
+    path: Place = Field("", description="folder to write, local or s3:// gs:// ...; required")
     dtype: Literal["float32", "float16", "int8", "binary"] = Field(
         "float32", description="of the stored vectors; the scale of int8 is in the metadata"
     )
@@ -156,7 +155,7 @@ class WorkersSettings(Settings):
 class TokenizerSettings(Settings):
     """The tokenizer that texts become ids with."""
 
-    name: str = Field(
+    name: ModelName = Field(
         "",
         description="folder or Hugging Face hub name of a model or tokenizer, or a folder with a vocab.txt; required",
     )
@@ -207,7 +206,7 @@ class VocabularySettings(Settings):
 class TokensOutput(Settings):
     """The folder of token shards."""
 
-    path: str = Field("", description="folder to write, local or s3:// gs:// ...; required")
+    path: Place = Field("", description="folder to write, local or s3:// gs:// ...; required")
     rows_per_shard: int = Field(4096, ge=1, description="documents of one output file at most")
     on_change: Literal["refuse", "replace"] = Field(
         "refuse", description="an input file changed or vanished: refuse to run, or redo that file"

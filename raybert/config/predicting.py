@@ -6,6 +6,7 @@ from pydantic import Field
 
 from raybert.config.core import Settings
 from raybert.config.groups import CorpusSettings, DataSettings, TokensOutput, WorkersSettings
+from raybert.config.paths import MODEL, ModelName, Place
 
 _PAIR = "column of a second text: the model reads both, as in question and answer"
 
@@ -13,7 +14,7 @@ _PAIR = "column of a second text: the model reads both, as in question and answe
 class HeadModelSettings(Settings):
     """The model, with a head for the task."""
 
-    name: str = Field(
+    name: ModelName = Field(
         "",
         description="folder or Hugging Face hub name of a model with a head, as raybert finetune makes; required",
     )
@@ -30,7 +31,7 @@ class HeadModelSettings(Settings):
 class ComparedModelSettings(HeadModelSettings):
     """The model to evaluate, and one to compare it with."""
 
-    before: str | None = Field(
+    before: Annotated[str | None, MODEL] = Field(
         None, description="folder or hub name of a model with the same labels to compare with"
     )
 
@@ -83,7 +84,7 @@ class PredictOutput(TokensOutput):
 class EvaluateOutput(Settings):
     """The report."""
 
-    path: str = Field("", description="folder to write, local or s3:// gs:// ...; required")
+    path: Place = Field("", description="folder to write, local or s3:// gs:// ...; required")
 
 
 class PredictConfig(Settings):

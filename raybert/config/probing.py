@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import Field, field_validator
 
 from raybert.config.core import Settings
+from raybert.config.paths import PATH, Place
 
 Strength = Annotated[float, Field(gt=0)]
 
@@ -12,11 +13,11 @@ Strength = Annotated[float, Field(gt=0)]
 class ProbeDataSettings(Settings):
     """The vectors and their labels."""
 
-    path: str = Field("", description="folder of vectors that raybert embed wrote; required")
+    path: Place = Field("", description="folder of vectors that raybert embed wrote; required")
     label: str = Field(
         "", description="kept column that holds the label; numbers with a point: regression; required"
     )
-    validation: str | None = Field(
+    validation: Annotated[str | None, PATH] = Field(
         None, description="folder of vectors to evaluate on; default: data.share of data.path"
     )
     share: float = Field(
@@ -52,7 +53,7 @@ class ProbeSettings(Settings):
 class ProbeOutput(Settings):
     """The report and the classifier."""
 
-    path: str = Field("", description="folder to write, local or s3:// gs:// ...; required")
+    path: Place = Field("", description="folder to write, local or s3:// gs:// ...; required")
 
 
 class ProbeConfig(Settings):

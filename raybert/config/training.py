@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from raybert.config.core import Settings
 from raybert.config.groups import WorkersSettings
+from raybert.config.paths import PATH, ModelName, Place
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -13,7 +14,7 @@ Count = Annotated[int, Field(ge=1)]
 class PretrainModelSettings(Settings):
     """The model: a checkpoint to go on from, or the shape of a new one."""
 
-    name: str = Field(
+    name: ModelName = Field(
         "", description="folder or hub name of a model to go on from; default: a new one of the shape below"
     )
     revision: str | None = Field(None, description="branch, tag or commit of a hub model")
@@ -42,13 +43,13 @@ class PretrainModelSettings(Settings):
 class TokensSettings(Settings):
     """The token shards that `raybert prepare` made."""
 
-    path: str = Field("", description="folder of token shards, local or s3:// gs:// ...; required")
+    path: Place = Field("", description="folder of token shards, local or s3:// gs:// ...; required")
 
 
 class RunSettings(Settings):
     """Where the run lies."""
 
-    path: str = Field(
+    path: Place = Field(
         "", description="folder of the run and the finished model, local or s3:// gs:// ...; required"
     )
 
@@ -91,7 +92,7 @@ class PhaseSettings(Settings):
     """One part of a run, with a schedule of its own."""
 
     steps: Count = Field(description="updates of the phase")
-    path: str | None = Field(None, description="its token shards; default: data.path")
+    path: Annotated[str | None, PATH] = Field(None, description="its token shards; default: data.path")
     lr: float | None = Field(None, gt=0, description="default: train.lr")
     global_batch_tokens: Count | None = Field(None, description="default: train.global_batch_tokens")
 

@@ -17,6 +17,7 @@ from raybert.config.groups import (
     VocabularySettings,
     WorkersSettings,
 )
+from raybert.config.paths import Place
 
 
 class EmbedConfig(Settings):
@@ -51,7 +52,7 @@ class VocabularyConfig(Settings):
     class Output(Settings):
         """The tokenizer."""
 
-        path: str = Field("", description="new folder to write, on a disk; required")
+        path: Place = Field("", description="new folder to write, on a disk; required")
 
     data: DataSettings = Field(default_factory=DataSettings)
     vocabulary: VocabularySettings = Field(default_factory=VocabularySettings)
@@ -64,7 +65,7 @@ class VerifyConfig(Settings):
     class Data(Settings):
         """The folder."""
 
-        path: str = Field("", description="folder that raybert wrote; required")
+        path: Place = Field("", description="folder that raybert wrote; required")
 
     data: Data = Field(default_factory=Data)
 

@@ -6,7 +6,6 @@ started with, plan, lay the plan down, run what is not finished, add up.
 
 import contextlib
 import hashlib
-import os
 import time
 import uuid
 from abc import ABC, abstractmethod
@@ -14,9 +13,9 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, ClassVar
 
-from raybert.config import DataSettings, dump_yaml, flat, refuse_differences
-from raybert.corpus.filesystems import public_uri
+from raybert.config import dump_yaml, flat, refuse_differences
 from raybert.corpus.ledger import OURS, Ledger, Source
+from raybert.corpus.paths import public, public_name
 from raybert.corpus.plan import Plan, in_threads, make_plan
 from raybert.corpus.progress import Progress
 from raybert.corpus.readers import Shard
@@ -126,14 +125,6 @@ class Job(ABC):
         now = self.deciding_settings(self.config)
         refuse_differences(self.ledger.where, was, now, became=self.became(job))
 
-    def public_config(self) -> Any:
-        """The settings as they may be shown and stored: URLs without credentials."""
-        config = self.config
-        data = config.data.model_copy(update={"path": _public_paths(config.data)})
-        model = config.model.model_copy(update={"name": public_name(config.model.name)})
-        output = config.output.model_copy(update={"path": public_name(config.output.path)})
-        return config.model_copy(update={"data": data, "model": model, "output": output})
-
     def read_kept(self, name: str) -> str:
         """A file of the job, named for its content. Raises ValueError if it was changed."""
         text = self.ledger.store.read(name).decode()
@@ -158,7 +149,7 @@ class Job(ABC):
             for name, content in files.items():
                 ledger.store.write(name, content, owner=owner)
             ledger.create_job(job)
-            ledger.store.write(_CONFIG, dump_yaml(self.public_config()).encode(), owner=owner)
+            ledger.store.write(_CONFIG, dump_yaml(public(self.config)).encode(), owner=owner)
         ledger.replace(plan.void)
         ledger.drop_void()
         ledger.extend(list(plan.added))
@@ -224,26 +215,6 @@ class Job(ABC):
             )
 
 
-def absolute(config: Any) -> Any:
-    """Local paths mean the same on every process, whatever its working directory."""
-    model, output = config.model, config.output
-    if os.path.isdir(os.path.expanduser(model.name)):
-        model = model.model_copy(update={"name": os.path.abspath(os.path.expanduser(model.name))})
-    if "://" not in output.path:
-        output = output.model_copy(update={"path": os.path.abspath(os.path.expanduser(output.path))})
-    return config.model_copy(update={"model": model, "output": output})
-
-
-def public_name(name: str) -> str:
-    """A path or a model's name without credentials."""
-    return public_uri(name) if "://" in name else name
-
-
 def name_for(kind: str, text: str) -> str:
     """Named for its content: a driver that loses the start of a job leaves the winner's alone."""
     return f"{OURS}/{kind}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
-
-
-def _public_paths(data: DataSettings) -> str | list[str]:
-    paths = [public_name(path) for path in data.paths]
-    return paths[0] if isinstance(data.path, str) else paths

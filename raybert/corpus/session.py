@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import os
 import signal
 import socket
@@ -146,11 +147,17 @@ def _nothing_on_stderr() -> Iterator[None]:
         os.close(kept)
 
 
-def worker_pool(workers: WorkersSettings, *, reading: bool = True) -> Pool:
+def worker_pool(workers: WorkersSettings, *, reading: bool = True, whole_nodes: bool = False) -> Pool:
     """How many processes of what size this cluster can feed, as asked or, for `auto`, as many as fit beside a CPU.
 
+    Args:
+        reading: one CPU more is needed, for those who read for the processes.
+        whole_nodes: without GPUs workers.cpus=auto is not one, but what the processes of a node have of its CPUs less
+            one, and workers.count=auto one a node: for processes that wait for each other, of which a few with many
+            threads lose less time.
+
     Raises ValueError for a request that could only hang: every process needs its CPUs and GPUs, and one CPU more is
-    needed if others read for them (`reading`).
+    needed if others read for them.
     """
     import ray
 
@@ -159,12 +166,16 @@ def worker_pool(workers: WorkersSettings, *, reading: bool = True) -> Pool:
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     gpus = (1.0 if gpus_here else 0.0) if workers.gpus == "auto" else workers.gpus
     cpus = threads_of(workers)
+    low, high = workers.count if isinstance(workers.count, list) else (workers.count, workers.count)
+    if whole_nodes and workers.cpus == "auto" and not gpus:
+        least = min((int(node["CPU"]) for node in nodes if node.get("CPU")), default=0)
+        a_node = 1 if workers.count == "auto" else math.ceil(high / len(nodes))
+        cpus = max(1, (least - 1) // a_node)
     # a process lies on one node; reading needs a CPU anywhere
     fits = sum(int(node.get("CPU", 0)) // cpus for node in nodes)
     if gpus:
         fits = min(fits, sum(int(node.get("GPU", 0) / gpus) for node in nodes))
     beside = fits - 1 if fits * cpus > cpus_here - 1 else fits
-    low, high = workers.count if isinstance(workers.count, list) else (workers.count, workers.count)
     if workers.count == "auto":
         low = high = max(1, beside)
     if reading:
