@@ -7,24 +7,29 @@ import contextlib
 import json
 import sys
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
 from tokenizers import Tokenizer
 
 from raybert.config import dump_yaml, load, require
-from raybert.config.predicting import PredictConfig
+from raybert.config.predicting import HeadTaskSettings, PredictConfig, PredictDataSettings
 from raybert.corpus.job import Job, name_for
 from raybert.corpus.paths import absolute, public, public_name
 from raybert.corpus.plan import Plan, type_from, type_text
+from raybert.corpus.readers import REASON
 from raybert.corpus.report import Report
 from raybert.corpus.session import Pool
 from raybert.corpus.texts import text_columns, wanted_columns
 from raybert.corpus.vectors import KEY, check_storable
 from raybert.outlook import Outlook
-from raybert.predict_shard import BOUNDARY, OUTPUTS, LoadPredictor, PrepareRows
+from raybert.predict_shard import EXAMPLES, LoadPredictor, PrepareRows, prepare_unlabelled
 from raybert.resolve import on_workers
-from raybert.resolve_head import head_of, resolve_head
+from raybert.resolve_head import head_of, open_folder, resolve_head
+from raybert.tasks.heads import Head
+from raybert.tasks.known import data_side
+from raybert.tasks.rows import reads_texts, refuse_unread, rows_to_predict
 
 KIND = "labels"
 """What the `raybert` entry of the files' schema says they hold."""
@@ -40,8 +45,8 @@ def main(config: PredictConfig) -> int:
 def predict(config: PredictConfig | Mapping[str, Any]) -> Report | Outlook:
     """Predict for a corpus into a folder; what the folder already holds is not done again. An Outlook for a dry run.
 
-    Writes the columns `id`, those kept, and `label` and `score` (of one label a row), `labels` and `scores` (of any
-    number of them) or `value` (of a regression).
+    Writes the columns `id`, those kept, and what the task predicts: see `output_fields` and `decode` of its file in
+    `raybert.tasks`.
 
     Raises:
         ValueError: settings, a model or input that cannot be used, or that changed since the folder was started.
@@ -57,6 +62,25 @@ def predict(config: PredictConfig | Mapping[str, Any]) -> Report | Outlook:
 class _Predicting(Job):
     verb = "predict"
 
+    @cached_property
+    def head(self) -> Head:
+        """That of the job, if the folder has one, else of the model."""
+        job = self.ledger.job()
+        head = (
+            open_folder(self.config.model, self.config.task).head if job is None else head_of(job["resolved"])
+        )
+        refuse_unread(head.task, self.config.data)
+        return head
+
+    @property
+    def reading(self) -> PredictDataSettings:
+        """`data`, with the columns that the task reads as those of the text."""
+        data, head = self.config.data, self.head
+        if reads_texts(head.task):
+            return data
+        columns = data_side(head.task).columns(head.settings, labelled=False)
+        return data.model_copy(update={"text": columns})
+
     def deciding_settings(self, config: PredictConfig) -> dict[str, Any]:
         """The settings on which the predictions depend."""
         values = config.model_dump(mode="json", exclude={"workers": True, "dry_run": True, "data": {"path"}})
@@ -68,11 +92,18 @@ class _Predicting(Job):
     def became(self, job: Mapping[str, Any]) -> dict[str, Any]:
         resolved = job["resolved"]
         model = {f"model.{name}": resolved[name] for name in ("dtype", "max_length")}
-        return model | {"batch_tokens": resolved["batch_tokens"], "task.kind": resolved["settings"]["kind"]}
+        task = {f"task.{name}": value for name, value in resolved["settings"].items()}
+        return model | task | {"batch_tokens": resolved["batch_tokens"], "task.name": resolved["task"]}
 
     def new_job(self, plan: Plan) -> tuple[dict[str, Any], dict[str, bytes]]:
         resolved, text = self._resolve()
-        _refuse_clashes(plan.kept, resolved)
+        head = head_of(resolved)
+        _refuse_clashes(plan.kept, head)
+        empty = pa.table({name: pa.array([], kind) for name, kind in plan.types.items()})
+        empty = empty.append_column(REASON, pa.array([], pa.string()))
+        if not reads_texts(head.task):  # columns of the wrong type are refused before the work begins
+            rows, _ = rows_to_predict(empty, self.reading, head.task, head.settings)
+            prepare_unlabelled(rows, Tokenizer.from_str(text), head, resolved["max_length"])
         job = {
             "verb": self.verb,
             "requested": self.deciding_settings(self.config),
@@ -105,19 +136,29 @@ class _Predicting(Job):
     def work(self, plan: Plan, job: Mapping[str, Any]) -> Any:
         from raybert.corpus.runner import Work
 
-        data, resolved, output = self.config.data, job["resolved"], output_schema(self.config, job)
+        data, resolved, output = self.reading, job["resolved"], output_schema(self.config, job)
         check_storable(output)
         tokenizer = Tokenizer.from_str(self.read_kept(job["tokenizer"]))
+        texts = [*text_columns(data), *data.more_columns]
+        if not reads_texts(resolved["task"]):
+            lists = data_side(resolved["task"]).nested(self.head.settings)
+            texts = [name for name in texts if name not in lists and not pa.types.is_nested(plan.types[name])]
         return Work(
             columns=wanted_columns(data, list(plan.kept)),
             types=plan.types,
-            text_columns=[*text_columns(data), *data.more_columns],
+            text_columns=texts,
             max_chars=data.max_chars,
             prepare=PrepareRows(
                 data, head_of(resolved), tuple(job["kept"]), tokenizer, resolved["max_length"]
             ),
             worker=LoadPredictor(self.config.model, resolved, output),
         )
+
+    def hint(self) -> str:
+        """What may be wrong where too many rows are rejected."""
+        if reads_texts(self.head.task):
+            return super().hint()
+        return f"are {', '.join(self.reading.text)} the right columns?"
 
     def describe(self, pool: Pool, job: Mapping[str, Any]) -> str:
         resolved = job["resolved"]
@@ -133,22 +174,26 @@ class _Predicting(Job):
         self.ledger.store.write("README.md", _CARD.format(rows=report.vectors, facts=rows).encode())
 
     def estimate(self, plan: Plan, job: Mapping[str, Any]) -> Outlook:
-        print(dump_yaml(public(self.config)), file=sys.stderr)
+        print(dump_yaml(with_resolved(public(self.config), self.head)), file=sys.stderr)
         return Outlook(len(plan.sources), plan.rows, len(plan.shards()), len(self.pending(plan)))
 
 
 def output_schema(config: PredictConfig, job: Mapping[str, Any]) -> pa.Schema:
     """Schema of the output files, metadata included."""
     types = {name: type_from(text) for name, text in job["types"].items()}
-    outputs = OUTPUTS[job["resolved"]["settings"]["kind"]]
     fields = [
         pa.field("id", types[config.data.id] if config.data.id else pa.string(), nullable=False),
         *(pa.field(name, types[name]) for name in job["kept"]),
-        *(pa.field(name, kind, nullable=False) for name, kind in outputs.items()),
+        *(pa.field(name, kind) for name, kind in _outputs(job).items()),
     ]
     carried = {key.encode(): value.encode() for key, value in job["carried"].items()}
     entry = json.dumps(_metadata(config, job), sort_keys=True).encode()
     return pa.schema(fields, metadata={**carried, KEY: entry})
+
+
+def _outputs(job: Mapping[str, Any]) -> dict[str, pa.DataType]:
+    head = head_of(job["resolved"])
+    return data_side(head.task).output_fields(head.settings)
 
 
 def _metadata(config: PredictConfig, job: Mapping[str, Any]) -> dict[str, Any]:
@@ -158,15 +203,22 @@ def _metadata(config: PredictConfig, job: Mapping[str, Any]) -> dict[str, Any]:
         "kind": KIND,
         "model": job["model"]["name"],
         **{name: resolved[name] for name in ("revision", "digest", "task", "labels", "max_length", "dtype")},
-        "classification": resolved["settings"]["kind"],
-        "text": data.template or data.text_columns,
+        "settings": resolved["settings"],
+        "fields": [*_outputs(job)],
+        **({"text": data.template or data.text_columns} if reads_texts(resolved["task"]) else {}),
         "text_pair": data.text_pair,
         "raybert": resolved["versions"]["raybert"],
     }
 
 
-def _refuse_clashes(kept: tuple[str, ...], resolved: Mapping[str, Any]) -> None:
-    outputs = (*OUTPUTS[resolved["settings"]["kind"]], BOUNDARY)
+def with_resolved(config: Any, head: Head) -> Any:
+    """The settings with what is left to the model filled in."""
+    task = HeadTaskSettings(name=head.task, **head.settings.model_dump(exclude={"name"}))
+    return config.model_copy(update={"task": task})
+
+
+def _refuse_clashes(kept: tuple[str, ...], head: Head) -> None:
+    outputs = (*data_side(head.task).output_fields(head.settings), EXAMPLES)
     clash = next((name for name in kept if name in outputs), None)
     if clash:
         raise ValueError(

@@ -1,7 +1,7 @@
 """What `raybert predict` does with one shard: tokenize on any CPU, then predict in a worker that holds the model."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,28 +13,25 @@ from raybert.corpus.ledger import Source
 from raybert.corpus.outcome import Outcome, Refused
 from raybert.corpus.readers import Shard
 from raybert.corpus.rejects import count_reasons, rejects_table
-from raybert.corpus.texts import row_ids, texts_and_reasons
+from raybert.corpus.texts import row_ids
 from raybert.resolve_head import head_of, load_as_resolved
-from raybert.tasks.examples import Examples, Lists
+from raybert.tasks.columns import chosen
+from raybert.tasks.examples import Examples
 from raybert.tasks.heads import Head
 from raybert.tasks.known import data_side
+from raybert.tasks.outputs import finite_rows, take
+from raybert.tasks.rows import rows_to_predict
+from raybert.tasks.storage import from_column, to_column
 
 # Columns of a prepared table beside id and kept ones. Names no corpus column is likely to have.
-ROW, REASON, TOKENS, BOUNDARY = "_row", "_reason", "_tokens", "_boundary"
+ROW, REASON, EXAMPLES = "_row", "_reason", "_examples"
 _SOURCE = b"raybert-source"
-
-OUTPUTS = {
-    "single": {"label": pa.string(), "score": pa.float32()},
-    "multi": {"labels": pa.list_(pa.string()), "scores": pa.list_(pa.float32())},
-    "regression": {"value": pa.float32()},
-}
-"""What is written of a row, by the kind of classification; see `raybert.tasks.classify.decode`."""
 
 
 @dataclass(frozen=True)
 class PrepareRows:
-    """Rows of a corpus to token ids: id, kept columns, `_row` (number in the file), `_reason` (null, or why the row is
-    rejected), `_tokens` and `_boundary` (see `raybert.tasks.examples.Examples`; none of rejected rows)."""
+    """Rows of a corpus to examples: id, kept columns, `_row` (number in the file), `_reason` (null, or why the row is
+    rejected) and `_examples` (see `raybert.tasks.storage.to_column`; a rejected row has none)."""
 
     data: PredictDataSettings
     head: Head
@@ -43,38 +40,32 @@ class PrepareRows:
     max_length: int
 
     def __call__(self, table: pa.Table, source: Source, shard: Shard) -> pa.Table:
-        texts, reasons = texts_and_reasons(table, self.data)
+        rows, reasons = rows_to_predict(table, self.data, self.head.task, self.head.settings)
         ids = row_ids(table, self.data, shard.start, source.label)
         for row in np.flatnonzero(ids.is_null().to_numpy(zero_copy_only=False)):
-            texts[row], reasons[row] = None, reasons[row] or f"{self.data.id} (data.id) is null"
-        made, found = self._examples(table, texts)
-        good = np.flatnonzero([text is not None for text in texts])
-        reasons[good] = found
-        lengths, boundary = np.zeros(len(texts), np.int64), np.zeros(len(texts), np.int32)
-        rows = good[made.row]
-        assert len(np.unique(rows)) == len(rows), "one sequence a row"
-        lengths[rows], boundary[rows] = made.ids.lengths, made.boundary
-        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+            reasons[row] = reasons[row] or f"{self.data.id} (data.id) is null"
+        good = np.flatnonzero(chosen(reasons))
+        made, reasons[good] = prepare_unlabelled(rows.take(good), self.tokenizer, self.head, self.max_length)
         columns = {
             "id": ids,
             **{name: table[name] for name in self.kept},
-            ROW: pa.array(np.arange(shard.start, shard.start + len(texts))),
+            ROW: pa.array(np.arange(shard.start, shard.start + len(table))),
             REASON: pa.array(reasons, pa.string()),
-            TOKENS: pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(made.ids.values)),
-            BOUNDARY: pa.array(boundary),
+            EXAMPLES: to_column(replace(made, row=good[made.row]), len(table)),
         }
         about = {_SOURCE: source.uri.encode("utf-8", "surrogateescape")}
         return pa.table(columns).replace_schema_metadata(about)
 
-    def _examples(self, table: pa.Table, texts: list[str | None]) -> tuple[Examples, np.ndarray]:
-        """Of the rows that have a text."""
-        good = pa.array([text is not None for text in texts], pa.bool_())
-        columns = {"text": pa.array([text for text in texts if text is not None], pa.large_string())}
-        if self.data.text_pair:
-            columns["text_pair"] = table[self.data.text_pair].filter(good)
-        return data_side(self.head.task).prepare(
-            pa.table(columns), self.tokenizer, None, self.head.settings, max_length=self.max_length
-        )
+
+def prepare_unlabelled(
+    rows: pa.Table, tokenizer: Tokenizer, head: Head, max_length: int
+) -> tuple[Examples, np.ndarray]:
+    """Examples with what decoding needs; reasons [rows]. Raises ValueError for columns of the wrong type."""
+    side = data_side(head.task)
+    made, reasons = side.prepare(rows, tokenizer, None, head.settings, max_length=max_length)
+    if hasattr(side, "with_texts"):
+        made = side.with_texts(made, rows, head.settings)
+    return made, reasons
 
 
 @dataclass(frozen=True)
@@ -102,44 +93,43 @@ class PredictShard:
     def __call__(self, table: pa.Table) -> Outcome:
         table = table.combine_chunks()
         reasons = np.array(table[REASON].to_pylist(), dtype=object)
-        examples = _examples(table, np.array([reason is None for reason in reasons], bool))
-        logits = self._predictor(examples)["logits"]
-        finite = np.isfinite(logits).all(axis=1)
-        reasons[examples.row[~finite]] = "the model's output is not finite"
-        side = data_side(self._head.task)
-        found = side.decode({"logits": logits[finite]}, self._head.labels, self._head.settings)
-        data = self._output(table.take(pa.array(examples.row[finite])), found)
+        examples = from_column(table[EXAMPLES])
+        lengths = examples.ids.lengths
+        outputs = self._predictor(examples)
+        good = finite_rows(outputs, examples)
+        reasons[examples.row[~good]] = "the model's output is not finite"
+        some = np.flatnonzero(good)
+        used = examples.take(some)
+        rows = used.row[used.first]
+        assert len(rows) == chosen(reasons).sum(), "every row is predicted or rejected"
+        data = self._output(
+            table.take(pa.array(rows)), used, {name: take(x, lengths, some) for name, x in outputs.items()}
+        )
         source = table.schema.metadata[_SOURCE].decode("utf-8", "replace")
         rejects = rejects_table(table["id"], table[ROW].to_numpy(), reasons, source)
-        lengths = examples.ids.lengths
         counts = {
             "rows": len(table),
             "embedded": len(data),
             "rejected": 0 if rejects is None else rejects.num_rows,
             "vectors": len(data),
-            "truncated": 0,
-            "tokens": int(lengths[finite].sum()),
+            "truncated": 0 if used.cut is None else len(np.unique(used.row[used.cut])),
+            "tokens": int(used.ids.lengths.sum()),
             "reasons": count_reasons(rejects),
         }
         padded = self._predictor.computed_tokens(lengths)
         return Outcome(data, rejects, counts, encoded_tokens=int(lengths.sum()), padded_tokens=padded)
 
-    def _output(self, table: pa.Table, found: list[dict[str, Any]]) -> pa.Table:
+    def _output(self, table: pa.Table, examples: Examples, outputs: Mapping[str, np.ndarray]) -> pa.Table:
+        """`table` has the rows of the examples."""
+        head = self._head
+        side = data_side(head.task)
+        found = side.decode(outputs, examples, head.labels, head.settings)
+        assert len(found) == len(table), "one prediction a row"
+        made = side.output_fields(head.settings)
         columns = []
         for field in self._schema:
-            if field.name in OUTPUTS[self._head.settings.kind]:
+            if field.name in made:
                 columns.append(pa.array([row[field.name] for row in found], field.type))
             else:
                 columns.append(table[field.name].cast(field.type))
         return pa.table(columns, schema=self._schema)
-
-
-def _examples(table: pa.Table, good: np.ndarray) -> Examples:
-    """Of the rows of a prepared table that are good; `row` is the row of the table."""
-    lists = table[TOKENS].combine_chunks()
-    lists = pa.concat_arrays(lists.chunks) if isinstance(lists, pa.ChunkedArray) else lists
-    values = lists.flatten().to_numpy().astype(np.int32, copy=False)
-    lengths = lists.value_lengths().to_numpy().astype(np.int64)
-    whole = Lists(values, np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]))
-    rows = np.arange(len(table))
-    return Examples(whole, table[BOUNDARY].to_numpy(), rows, {}).take(np.flatnonzero(good))

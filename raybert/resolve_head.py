@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raybert.config.finetune import ClassificationSettings
-from raybert.config.predicting import HeadModelSettings, PredictConfig
+from raybert.config.predicting import HeadModelSettings, HeadTaskSettings, PredictConfig
 from raybert.corpus.models import fetch_model
 from raybert.encoder.folders import Folder, read_folder, resolve
 from raybert.pretrain.tokenizer_folder import read_tokenizer
 from raybert.resolve import prepare_process, versions
-from raybert.tasks.heads import Head, longest_input, read_head
+from raybert.tasks.heads import Head, longest_input, read_head, task_settings
 
 
 @dataclass(frozen=True)
@@ -26,8 +25,11 @@ class HeadFolder:
     max_length: int
 
 
-def open_folder(model: HeadModelSettings, *, kind: str = "auto", separator: str = ",") -> HeadFolder:
-    """What a model's folder says, without torch. Raises ValueError for a model that has no head we know."""
+def open_folder(model: HeadModelSettings, task: HeadTaskSettings) -> HeadFolder:
+    """What a model's folder says, without torch. `task` are the user's settings, which come before those of the folder.
+
+    Raises ValueError for a model that has no head we know, or another than asked for.
+    """
     path, revision = resolve(fetch_model(model.name), model.revision, code=model.trust_remote_code)
     folder = read_folder(path)
     folder.weights()  # says what to do about a folder without safetensors
@@ -36,10 +38,10 @@ def open_folder(model: HeadModelSettings, *, kind: str = "auto", separator: str 
         shape = json.loads((at / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"model.name: {at / 'config.json'} cannot be read: {error}") from error
-    head = read_head(shape, model.name, kind=kind, separator=separator)
+    head = read_head(shape, model.name, task)
     words = read_tokenizer(at)
     limit = json.loads(words.files.get("tokenizer_config.json", "{}")).get("model_max_length")
-    longest = longest_input(shape, model.max_length, limit, model.name)
+    longest = longest_input(shape, model.max_length or head.max_length, limit, model.name)
     return HeadFolder(folder, revision, head, words.json, longest)
 
 
@@ -52,7 +54,7 @@ def local_folder(model: HeadModelSettings, revision: str | None) -> Folder:
 def resolve_head(config: PredictConfig, threads: int) -> tuple[dict[str, Any], str]:
     """In a worker: what the model turned out to be (plain JSON), and the text of its tokenizer."""
     prepare_process()
-    found = open_folder(config.model, kind=config.task.kind)
+    found = open_folder(config.model, config.task)
     device, dtype, batch_tokens = pick(config.model.dtype, config.batch_tokens)
     predictor = load_predictor(
         found.folder.transformer,
@@ -65,7 +67,7 @@ def resolve_head(config: PredictConfig, threads: int) -> tuple[dict[str, Any], s
     )
     resolved = {
         "task": found.head.task,
-        "settings": found.head.settings.model_dump(mode="json"),
+        "settings": found.head.settings.model_dump(mode="json", exclude={"name"}),
         "labels": found.head.labels,
         "max_length": found.max_length,
         "device": device,
@@ -92,8 +94,8 @@ def pick(dtype: str, batch_tokens: int | str) -> tuple[str, str, int]:
 
 def head_of(resolved: Mapping[str, Any]) -> Head:
     """The head that `resolve_head` found."""
-    settings = ClassificationSettings(**resolved["settings"])
-    return Head(resolved["task"], settings, list(resolved["labels"]))
+    settings = task_settings(resolved["task"], resolved["settings"])
+    return Head(resolved["task"], settings, list(resolved["labels"]), resolved["max_length"])
 
 
 def load_as_resolved(model: HeadModelSettings, resolved: Mapping[str, Any]) -> Any:
@@ -139,13 +141,15 @@ def load_predictor(
     batch_tokens: int,
     threads: int,
 ) -> Any:
-    """A `raybert.tasks.predictor_model.Predictor`; sets torch's threads for the whole process."""
+    """A `raybert.tasks.predictor_model.Predictor`, or the task's own; sets torch's threads for the whole process."""
     import torch
 
-    from raybert.tasks.predictor_model import Predictor
+    from raybert.tasks import predictor_model
+    from raybert.tasks.known import model_side
 
     torch.set_num_threads(threads)
-    return Predictor(
+    kind = getattr(model_side(head.task), "Predictor", predictor_model.Predictor)
+    return kind(
         path,
         head,
         dtype=dtype,

@@ -90,7 +90,7 @@ def test_every_row_once_with_transformers_own_predictions(tmp_path, model, job, 
 def check_the_folder(out, model):
     metadata = json.loads(pq.read_schema(next((out / "data").iterdir())).metadata[b"raybert"])
     assert metadata["labels"] == list(LABELS)
-    assert (metadata["kind"], metadata["classification"], metadata["model"]) == ("labels", "single", model)
+    assert (metadata["kind"], metadata["settings"]["kind"], metadata["model"]) == ("labels", "single", model)
     assert "Predictions for 91 rows" in (out / "README.md").read_text()
     verdict = verify(str(out))
     assert verdict.good, verdict.problems
@@ -162,7 +162,7 @@ def test_many_labels_and_numbers(tmp_path):
         head = head_of(found)
         assert head.settings.kind == kind
         outputs = load_as_resolved(config.model, found)(examples_of(model, texts))
-        rows = data_side(head.task).decode(outputs, head.labels, head.settings)
+        rows = data_side(head.task).decode(outputs, examples_of(model, texts), head.labels, head.settings)
         expected = of_transformers(model, texts, top_k=None)
         for row, scores in zip(rows, expected, strict=True):
             if kind == "regression":

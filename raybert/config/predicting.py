@@ -1,10 +1,12 @@
 """Settings of predicting with a model that has a head, and of evaluating one."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Union, get_args
 
-from pydantic import Field
+from pydantic import Field, create_model, model_serializer
 
 from raybert.config.core import Settings
+from raybert.config.finetune import TaskSettings
 from raybert.config.groups import CorpusSettings, DataSettings, TokensOutput, WorkersSettings
 from raybert.config.paths import MODEL, ModelName, Place
 
@@ -36,21 +38,54 @@ class ComparedModelSettings(HeadModelSettings):
     )
 
 
-class HeadTaskSettings(Settings):
-    """What the head is for."""
+TASKS: Mapping[str, type[Settings]] = {
+    kind.model_fields["name"].default: kind for kind in get_args(TaskSettings)
+}
+"""The settings of every task, by its name."""
 
-    kind: Literal["auto", "single", "multi", "regression"] = Field(
+
+class _HeadTask(Settings):
+    """What the head is for. The model's own settings hold but for those given here."""
+
+    name: Literal["auto", *TASKS] = Field(  # type: ignore[valid-type]
         "auto",
-        description="one label a row, any number of them, or a number; auto: as the model's config.json says",
+        description="the task; auto: as the model's config.json says. Its other settings, too, are those of the model "
+        "where they are not given",
     )
 
+    @property
+    def given(self) -> dict[str, Any]:
+        """The settings that were given, without the name."""
+        return {
+            key: getattr(self, key)
+            for key in type(self).model_fields
+            if key in self.model_fields_set - {"name"}
+        }
 
-class LabelledTaskSettings(HeadTaskSettings):
-    """What the head is for, and how its labels are written."""
+    @model_serializer(mode="wrap")
+    def _given_ones(self, handler: Any) -> dict[str, Any]:
+        """null may be given: only what was is told."""
+        return {key: value for key, value in handler(self).items() if key in self.model_fields_set | {"name"}}
 
-    separator: str = Field(
-        ",", min_length=1, description="between the labels of a row where they are text (multi)"
-    )
+
+def _of_all_tasks() -> dict[str, Any]:
+    """A field for every setting of a task, of any type that it has there; the task's own settings check it."""
+    found: dict[str, tuple[list[Any], str, list[str]]] = {}
+    for name, kind in TASKS.items():
+        for key, field in kind.model_fields.items():
+            if key != "name":
+                types, _, tasks = found.setdefault(key, ([], field.description or "", []))
+                types.append(field.annotation)
+                tasks.append(name)
+    return {
+        key: (Union[*types, None], Field(None, description=f"{text} ({', '.join(tasks)})"))
+        for key, (types, text, tasks) in found.items()
+    }
+
+
+HeadTaskSettings = create_model(
+    "HeadTaskSettings", __base__=_HeadTask, __module__=__name__, __doc__=_HeadTask.__doc__, **_of_all_tasks()
+)
 
 
 class PredictDataSettings(DataSettings):
@@ -88,7 +123,7 @@ class EvaluateOutput(Settings):
 
 
 class PredictConfig(Settings):
-    """raybert predict: a corpus in, a label (or labels, or a number) for every row exactly once in Parquet."""
+    """raybert predict: a corpus in, what the model of a task says of every row exactly once in Parquet."""
 
     model: HeadModelSettings = Field(default_factory=HeadModelSettings)
     data: PredictDataSettings = Field(default_factory=PredictDataSettings)
@@ -106,7 +141,7 @@ class EvaluateConfig(Settings):
 
     model: ComparedModelSettings = Field(default_factory=ComparedModelSettings)
     data: EvaluateDataSettings = Field(default_factory=EvaluateDataSettings)
-    task: LabelledTaskSettings = Field(default_factory=LabelledTaskSettings)
+    task: HeadTaskSettings = Field(default_factory=HeadTaskSettings)
     output: EvaluateOutput = Field(default_factory=EvaluateOutput)
     workers: WorkersSettings = Field(default_factory=WorkersSettings)
     batch_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(

@@ -75,6 +75,11 @@ class Job(ABC):
     def estimate(self, plan: Plan, job: Mapping[str, Any]) -> Any:
         """The answer to a dry run."""
 
+    @property
+    def reading(self) -> DataSettings:
+        """What is read: `data`, as this verb means it."""
+        return self.config.data
+
     def hint(self) -> str:
         """What may be wrong where too many rows are rejected."""
         return f"is data.text={self.config.data.text} the right column?"
@@ -133,7 +138,7 @@ class Job(ABC):
         return text
 
     def _plan(self, job: dict[str, Any] | None) -> Plan:
-        return make_plan(self.config.data, self.config.output, self.ledger, job, mapper=self._map)
+        return make_plan(self.reading, self.config.output, self.ledger, job, mapper=self._map)
 
     def _map(self, function: Any, items: list[Any]) -> list[Any]:
         if sum(file.size for file in items if file.format != "parquet") < _BIG_SCAN:

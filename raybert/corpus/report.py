@@ -23,7 +23,7 @@ _IDS_AT_ONCE = 20_000_000  # 160 MB of hashes
 WORDS = {
     "embed": ("embedded", "vectors", "truncated"),
     "prepare": ("used", "instances", ""),
-    "predict": ("predicted", "results", ""),
+    "predict": ("predicted", "results", "truncated"),
 }
 
 

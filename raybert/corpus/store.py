@@ -78,6 +78,13 @@ class Store:
             if name.startswith(owner):
                 self.delete(f"{_TMP}/{name}")
 
+    def leave_nothing_aside(self) -> None:
+        """Remove the folder of temporary files, where nothing is in it: for folders that are not raybert's own."""
+        if self.local:
+            with contextlib.suppress(OSError):
+                os.rmdir(self.path(_TMP))
+                os.rmdir(self.path(_TMP.partition("/")[0]))
+
     def _write_aside_and_rename(self, name: str, data: bytes | pa.Buffer, owner: str) -> None:
         aside = f"{_TMP}/{owner}-{uuid.uuid4().hex}"
         target = self.path(name)

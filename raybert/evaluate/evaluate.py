@@ -6,7 +6,7 @@ The driver makes the examples and needs no torch; each worker takes a part of th
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -15,7 +15,7 @@ import pyarrow as pa
 from tokenizers import Tokenizer
 
 from raybert.config import load, require
-from raybert.config.predicting import EvaluateConfig, HeadModelSettings
+from raybert.config.predicting import EvaluateConfig, HeadModelSettings, HeadTaskSettings
 from raybert.corpus.filesystems import public_uri
 from raybert.corpus.progress import duration
 from raybert.corpus.rejects import count_reasons
@@ -26,15 +26,16 @@ from raybert.evaluate.result import Evaluation
 from raybert.evaluate.tables import comparison_table, label_table
 from raybert.resolve import on_workers, prepare_process
 from raybert.resolve_head import HeadFolder, load_predictor, local_folder, open_folder, pick
-from raybert.tasks.classify import labels_of_rows
+from raybert.tasks.columns import chosen
 from raybert.tasks.examples import Examples
-from raybert.tasks.heads import Head
+from raybert.tasks.heads import TRAINED, Head
 from raybert.tasks.known import data_side
-from raybert.tasks.rows import read_rows
+from raybert.tasks.outputs import blocks, finite_rows
+from raybert.tasks.rows import read_labelled, refuse_unread
 from raybert.tasks.table import Labelled
 
-_BLOCK = 4096  # rows whose outputs are in memory at once
-_PER_WORKER = 1024  # rows for which it pays to load the model once more
+_BLOCK = 4096  # sequences whose outputs are in memory at once
+_PER_WORKER = 1024  # sequences for which it pays to load the model once more
 _SHOWN = 10
 
 
@@ -67,11 +68,10 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class _Predicted:
-    """One model on some rows: the state of the metric, and per row what was predicted and how sure it was."""
+    """One model on some rows: the state of the metric, and what was predicted for every row."""
 
     state: str
-    predicted: list[Any]
-    probability: list[float] | None
+    rows: list[dict[str, Any]]
     seconds: float
 
 
@@ -96,25 +96,25 @@ def evaluate(config: EvaluateConfig | Mapping[str, Any]) -> Evaluated:
     require(config, "model.name", "data.path", "output.path")
     started = time.monotonic()
     models = _models(config)
-    folders = {name: _open(config, model) for name, model in models.items()}
+    folders = _open(models, config.task)
     head = folders["after"].head
+    refuse_unread(head.task, config.data)
     if "before" in folders:
         _refuse_other_head(folders["before"].head, head, models)
-    table = read_rows(config.data.paths, config.data)
-    _refuse_unknown(table, head, models["after"])
+    table = read_labelled(config.data.paths, config.data, head.task, head.settings)
+    made = {name: _examples(table, folder, head, models[name]) for name, folder in folders.items()}
+    examples, reasons = _usable_by_all(made)
     found: dict[str, Evaluation] = {}
-    changed: dict[str, Any] = {}
+    predicted: dict[str, list[dict[str, Any]]] = {}
     with ray_session():
         pool = worker_pool(config.workers, reading=False)
         for name, model in models.items():
-            examples, reasons = _examples(table, folders[name], head)
-            parts = _predict(config, model, folders[name], head, examples, pool)
-            found[name] = _evaluation(name, model, head, parts, len(examples))
-            changed |= _columns(name, parts)
-            used = examples.row
+            parts = _predict(config, model, folders[name], head, examples[name], pool)
+            found[name] = _evaluation(name, model, head, parts, int(examples[name].first.sum()))
+            predicted[name] = [row for part in parts for row in part.rows]
     rejects = table.rejects(reasons)
-    predictions = pa.table({**_shown(table, used, head), **changed})
-    write_report(Store(config.output.path), found.get("before"), found["after"], changed_rows=predictions)
+    changed = changed_rows(table.table, examples["after"], head, predicted)
+    write_report(Store(config.output.path), found.get("before"), found["after"], changed_rows=changed)
     seconds = time.monotonic() - started
     where = public_uri(config.output.path)
     return Evaluated(found.get("before"), found["after"], count_reasons(rejects), where, seconds)
@@ -136,16 +136,27 @@ def _absolute(name: str) -> str:
     return os.path.abspath(path) if os.path.isdir(path) else name
 
 
-def _open(config: EvaluateConfig, model: HeadModelSettings) -> HeadFolder:
-    return open_folder(model, kind=config.task.kind, separator=config.task.separator)
+def _open(models: Mapping[str, HeadModelSettings], task: HeadTaskSettings) -> dict[str, HeadFolder]:
+    """`before` reads the columns that `after` reads, whatever its folder says."""
+    folders = {"after": open_folder(models["after"], task)}
+    if "before" not in models:
+        return folders
+    head = folders["after"].head
+    same = {key: value for key, value in head.settings if key not in ("name", *TRAINED.get(head.task, ()))}
+    given = HeadTaskSettings(name=head.task, **{**same, **task.given})
+    try:
+        return {"before": open_folder(models["before"], given), **folders}
+    except ValueError as error:
+        raise ValueError(str(error).replace("model.name", "model.before", 1)) from None
 
 
 def _refuse_other_head(before: Head, after: Head, models: Mapping[str, HeadModelSettings]) -> None:
     """The order of the labels may differ."""
-    if before.settings.kind != after.settings.kind:
+    kinds = [getattr(head.settings, "kind", None) for head in (before, after)]
+    if kinds[0] != kinds[1]:
         raise ValueError(
-            f"model.before={models['before'].name} is for task.kind={before.settings.kind}, "
-            f"{models['after'].name} for {after.settings.kind}; set task.kind if one of them is wrong"
+            f"model.before={models['before'].name} is for task.kind={kinds[0]}, "
+            f"{models['after'].name} for {kinds[1]}; set task.kind if one of them is wrong"
         )
     if differ := sorted(set(before.labels) ^ set(after.labels)):
         raise ValueError(
@@ -154,16 +165,19 @@ def _refuse_other_head(before: Head, after: Head, models: Mapping[str, HeadModel
         )
 
 
-def _refuse_unknown(table: Labelled, head: Head, model: HeadModelSettings) -> None:
-    if head.settings.kind == "regression":
-        return
-    good = np.flatnonzero([reason is None for reason in table.reasons])
-    found = set(chain.from_iterable(labels_of_rows(table.table.take(good), head.settings)))
-    if unknown := sorted(found - set(head.labels)):
-        raise ValueError(
-            f"data.label has labels that model.name={model.name} does not know: {_listed(unknown)}; it knows: "
-            f"{_listed(head.labels)}"
-        )
+def _usable_by_all(
+    made: Mapping[str, tuple[Examples, np.ndarray]],
+) -> tuple[dict[str, Examples], np.ndarray]:
+    """Examples of the same rows for every model, and the reasons of the others: a row may be too long for one of them."""
+    lines = [reasons for _, reasons in made.values()]
+    reasons = lines[-1].copy()
+    for other in lines[:-1]:
+        reasons = np.where(chosen(reasons), other, reasons)
+    good = chosen(reasons)
+    if not good.any():
+        first = next((reason for reason in reasons if reason is not None), "it has no rows")
+        raise ValueError(f"data.path: no row can be evaluated: {first}")
+    return {name: found.take(np.flatnonzero(good[found.row])) for name, (found, _) in made.items()}, reasons
 
 
 def _listed(labels: list[str]) -> str:
@@ -171,22 +185,33 @@ def _listed(labels: list[str]) -> str:
     return ", ".join(labels[:_SHOWN]) + more
 
 
-def _examples(table: Labelled, folder: HeadFolder, head: Head) -> tuple[Examples, np.ndarray]:
-    """With targets in the order of `head`; reasons [rows] of all rows. Raises ValueError if no row can be used."""
-    good = np.flatnonzero([reason is None for reason in table.reasons])
-    made, found = data_side(head.task).prepare(
-        table.table.take(good),
-        Tokenizer.from_str(folder.tokenizer),
-        head.labels,
-        head.settings,
-        max_length=folder.max_length,
+def _examples(
+    table: Labelled, folder: HeadFolder, head: Head, model: HeadModelSettings
+) -> tuple[Examples, np.ndarray]:
+    """With targets in the order of `head`; reasons [rows] of all rows."""
+    good = np.flatnonzero(chosen(table.reasons))
+    rows, side = table.table.take(good), data_side(head.task)
+    if hasattr(side, "labels_of_rows"):
+        _refuse_unknown(side.labels_of_rows(rows, head.settings), head, model)
+    own = folder.head.settings
+    made, found = side.prepare(
+        rows, Tokenizer.from_str(folder.tokenizer), head.labels, own, max_length=folder.max_length
     )
+    if hasattr(side, "with_texts"):
+        made = side.with_texts(made, rows, own)
+    if hasattr(side, "with_truth"):
+        made = side.with_truth(made, rows, head.labels, own)
     reasons = table.reasons.copy()
     reasons[good] = found
-    if not len(made):
-        first = next((reason for reason in reasons if reason is not None), "it has no rows")
-        raise ValueError(f"data.path: no row can be evaluated: {first}")
-    return Examples(made.ids, made.boundary, good[made.row], made.targets), reasons
+    return replace(made, row=good[made.row]), reasons
+
+
+def _refuse_unknown(labels: list[list[str]], head: Head, model: HeadModelSettings) -> None:
+    if unknown := sorted(set(chain.from_iterable(labels)) - set(head.labels)):
+        raise ValueError(
+            f"data.label has labels that model.name={model.name} does not know: {_listed(unknown)}; it knows: "
+            f"{_listed(head.labels)}"
+        )
 
 
 def _predict(
@@ -199,7 +224,7 @@ def _predict(
 ) -> list[_Predicted]:
     """On as many workers as pays, in the order of the examples."""
     count = max(1, min(pool.high, len(examples) // _PER_WORKER))
-    parts = [examples.take(rows) for rows in np.array_split(np.arange(len(examples)), count)]
+    parts = [examples.take(some) for some in blocks(examples, -(-len(examples) // count))]
     order = [folder.head.labels.index(label) for label in head.labels]
     settings = (folder.revision, folder.head, head, order, model, config.batch_tokens, pool.cpus)
     return on_workers(_predict_part, [(part, *settings) for part in parts], pool, model.name)
@@ -228,20 +253,20 @@ def _predict_part(
         threads=threads,
     )
     side = data_side(head.task)
-    scores, rows = side.Scores(head.labels, head.settings), []
+    scores, rows = side.Scores(head.labels, own.settings), []
     started = time.monotonic()
-    for at in range(0, len(examples), _BLOCK):
-        block = examples.take(np.arange(at, min(at + _BLOCK, len(examples))))
-        outputs = {"logits": predictor(block)["logits"][:, order]}
-        if not np.isfinite(outputs["logits"]).all():
+    for some in blocks(examples, _BLOCK):
+        block = examples.take(some)
+        outputs = predictor(block)
+        if not finite_rows(outputs, block).all():
             raise ValueError(
                 f"model.name={model.name} gives outputs that are not finite; set model.dtype=float32"
             )
+        if order != sorted(order):
+            outputs = {**outputs, "logits": outputs["logits"][:, order]}
         scores.add(outputs, block)
-        rows += side.decode(outputs, head.labels, head.settings)
-    key = {"single": "label", "multi": "labels", "regression": "value"}[head.settings.kind]
-    sure = [row["score"] for row in rows] if head.settings.kind == "single" else None
-    return _Predicted(scores.to_json(), [row[key] for row in rows], sure, time.monotonic() - started)
+        rows += side.decode(outputs, block, head.labels, own.settings)
+    return _Predicted(scores.to_json(), rows, time.monotonic() - started)
 
 
 def _evaluation(
@@ -251,7 +276,7 @@ def _evaluation(
     for part in parts:
         scores.merge(part.state)
     return Evaluation.of(
-        scores.counted,
+        scores,
         name=name,
         task=head.task,
         model=public_uri(model.name) if "://" in model.name else model.name,
@@ -260,27 +285,23 @@ def _evaluation(
     )
 
 
-def _columns(name: str, parts: list[_Predicted]) -> dict[str, Any]:
-    """Of the table of predictions (see `raybert.evaluate.changes.find_changes`)."""
-    columns: dict[str, Any] = {name: [value for part in parts for value in part.predicted]}
-    if parts[0].probability is not None:
-        columns[f"{name}_probability"] = np.concatenate([np.array(part.probability) for part in parts])
-    return columns
+def changed_rows(
+    table: pa.Table, examples: Examples, head: Head, predicted: Mapping[str, list[dict[str, Any]]]
+) -> pa.Table | None:
+    """What `raybert.evaluate.changes.find_changes` takes; None for a task that does not say how good a row is.
 
-
-def _shown(table: Labelled, rows: np.ndarray, head: Head) -> dict[str, Any]:
-    """Texts and true labels of the rows that were evaluated."""
-    used = table.table.take(rows)
-    texts = used["text"].to_pylist()
-    if "text_pair" in used.column_names:
-        texts = [
-            f"{text} | {other}" for text, other in zip(texts, used["text_pair"].to_pylist(), strict=True)
-        ]
-    truth = used["label"].to_pylist()
-    if head.settings.kind == "regression":
-        truth = [float(value) for value in truth]
-    elif head.settings.kind == "single":
-        truth = [str(value) for value in truth]
-    else:
-        truth = labels_of_rows(used, head.settings)
-    return {"text": texts, "label": truth}
+    Args:
+        table: the rows that `examples.row` counts.
+        predicted: what was decoded for every row of the examples, by model: `before`, `after`.
+    """
+    side = data_side(head.task)
+    if not hasattr(side, "shown_rows"):
+        return None
+    used = table.take(pa.array(examples.row[examples.first]))
+    columns: dict[str, Any] = {}
+    for name, rows in predicted.items():
+        found = side.shown_rows(rows, used, examples, head.settings)
+        columns |= {key: found[key] for key in ("text", "label")}
+        columns[name] = found["predicted"]
+        columns |= {f"{name}_{key}": found[key] for key in ("probability", "score") if key in found}
+    return pa.table(columns)

@@ -13,8 +13,10 @@ import numpy as np
 
 from raybert.evaluate.scores import (
     BINS,
+    MOST_POINTS,
     CalibrationBin,
     LabelScore,
+    Tables,
     averages,
     bin_numbers,
     calibration_bins,
@@ -62,6 +64,10 @@ class _Sums(ABC):
     def per_label(self) -> list[LabelScore]:
         """Precision, recall, F1 and support of each label."""
         return label_scores(self.labels, *self._counts())
+
+    def tables(self) -> Tables:
+        """For a report."""
+        return Tables(labels=self.labels, per_label=self.per_label())
 
     @abstractmethod
     def _counts(self) -> Counts:
@@ -116,6 +122,10 @@ class Confusion(_Sums):
     def calibration(self) -> list[CalibrationBin]:
         """The bins of the calibration; none where no probabilities were added."""
         return calibration_bins(self._bins) if self._bins[:, 0].any() else []
+
+    def tables(self) -> Tables:
+        """For a report."""
+        return Tables(self.labels, self.matrix.tolist(), self.per_label(), self.calibration())
 
     def _counts(self) -> Counts:
         return np.diagonal(self.matrix), self.matrix.sum(axis=0), self.matrix.sum(axis=1)
@@ -240,6 +250,12 @@ class Regression:
             "spearman": _correlation(_ranks(truth), _ranks(predicted)),
             "mse": float(np.mean((truth - predicted) ** 2)),
         }
+
+    def tables(self) -> Tables:
+        """For a report: MOST_POINTS rows at equal distances."""
+        rows = self._rows()
+        some = rows[:, :: max(1, -(-rows.shape[1] // MOST_POINTS))]
+        return Tables(points=[(float(true), float(found)) for true, found in some.T])
 
     def to_json(self) -> str:
         """The state, which `from_json` reads."""

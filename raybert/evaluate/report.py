@@ -48,6 +48,7 @@ def write_report(
             store.delete(name)
     store.write(METRICS, metrics_json(before, after).encode())
     store.write(PAGE, html_page(before, after, pictures, changes).encode())
+    store.leave_nothing_aside()
 
 
 def read_metrics(store: Store) -> tuple[Evaluation | None, Evaluation]:

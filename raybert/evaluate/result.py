@@ -3,13 +3,17 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Protocol
 
-from raybert.evaluate.metrics import Confusion, MultiLabel, Regression, Spans
-from raybert.evaluate.scores import CalibrationBin, LabelScore
+from raybert.evaluate.scores import CalibrationBin, LabelScore, Tables
 
-Metric = Confusion | MultiLabel | Spans | Regression
+
+class Metric(Protocol):
+    """What figures come from. It may have `tables()`, which gives `raybert.evaluate.scores.Tables`."""
+
+    def result(self) -> dict[str, float]:
+        """The figures by name."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,7 @@ class Evaluation:
         confusion: counts [true label][predicted label], or None.
         per_label: the table of labels.
         calibration: the bins of the probability of the predicted label.
+        points: (true, predicted) numbers of some rows.
     """
 
     name: str
@@ -39,6 +44,7 @@ class Evaluation:
     confusion: list[list[int]] | None = None
     per_label: list[LabelScore] = field(default_factory=list)
     calibration: list[CalibrationBin] = field(default_factory=list)
+    points: list[tuple[float, float]] = field(default_factory=list)
 
     @classmethod
     def of(
@@ -54,21 +60,25 @@ class Evaluation:
     ) -> "Evaluation":
         """All that a metric knows; `more` are figures beside its own, such as the loss.
 
+        Figures of single labels are in its table of labels, not among the others.
+
         Raises ValueError if nothing was added to the metric.
         """
-        has_matrix = isinstance(metric, Confusion)
-        has_labels = not isinstance(metric, Regression)
+        figures = {**metric.result(), **(more or {})}
+        tables = metric.tables() if hasattr(metric, "tables") else Tables()
+        of_labels = {
+            f"{score.label}_{figure}"
+            for score in tables.per_label
+            for figure in ("precision", "recall", "f1", "support")
+        }
         return cls(
             name=name,
             task=task,
             model=model,
             rows=rows,
-            metrics={**metric.result(), **(more or {})},
+            metrics={key: value for key, value in figures.items() if key not in of_labels},
             seconds=seconds,
-            labels=metric.labels if has_labels else [],
-            confusion=metric.matrix.tolist() if has_matrix else None,
-            per_label=metric.per_label() if has_labels else [],
-            calibration=metric.calibration() if has_matrix else [],
+            **{part.name: getattr(tables, part.name) for part in fields(tables)},
         )
 
     def to_json(self) -> str:
@@ -84,6 +94,7 @@ class Evaluation:
             values: dict[str, Any] = json.loads(text)
             values["metrics"] = {k: math.nan if v is None else v for k, v in values["metrics"].items()}
             values["per_label"] = [LabelScore(**row) for row in values["per_label"]]
+            values["points"] = [tuple(pair) for pair in values.get("points", [])]
             values["calibration"] = [CalibrationBin(**row) for row in values["calibration"]]
             return cls(**values)
         except (KeyError, TypeError, AttributeError) as error:

@@ -1,10 +1,12 @@
 """Precision, recall and F1 from counts, averaged as scikit-learn does; calibration from confidences."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
+MOST_POINTS = 2000
+"""Rows that a scatter plot shows."""
 BINS = 15
 """Bins of the calibration, of equal width (Guo et al. 2017)."""
 
@@ -29,6 +31,25 @@ class CalibrationBin:
     count: int
     confidence: float
     accuracy: float
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What a metric knows beside its figures.
+
+    Attributes:
+        labels: of the confusion matrix, else of the table.
+        confusion: counts [true label][predicted label], or None.
+        per_label: the table of labels.
+        calibration: the bins of the probability of the predicted label.
+        points: (true, predicted) numbers of some rows.
+    """
+
+    labels: list[str] = field(default_factory=list)
+    confusion: list[list[int]] | None = None
+    per_label: list[LabelScore] = field(default_factory=list)
+    calibration: list[CalibrationBin] = field(default_factory=list)
+    points: list[tuple[float, float]] = field(default_factory=list)
 
 
 def divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:

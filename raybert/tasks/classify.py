@@ -16,6 +16,7 @@ from tokenizers import Encoding, Tokenizer
 
 from raybert.config.finetune import ClassificationSettings
 from raybert.evaluate.metrics import Confusion, MultiLabel, Regression
+from raybert.evaluate.scores import Tables
 from raybert.tasks.columns import Reasons, column, strings_of
 from raybert.tasks.examples import Examples, Lists
 from raybert.tasks.words import TEXTS_PER_CALL, offsets_of
@@ -43,7 +44,9 @@ def find_labels(table: pa.Table, settings: ClassificationSettings) -> list[str]:
 
 
 def labels_of_rows(table: pa.Table, settings: ClassificationSettings) -> list[list[str]]:
-    """The labels of every row; none where they cannot be used."""
+    """The labels of every row; none where they cannot be used, and for a regression."""
+    if settings.kind == "regression":
+        return [[] for _ in range(len(table))]
     return _labels(table, settings, Reasons(len(table)))
 
 
@@ -66,14 +69,14 @@ def prepare(
     pairs = strings_of(table, "text_pair", reasons)[0] if "text_pair" in table.column_names else None
     targets = None if labels is None else _targets(table, labels, settings, reasons)
     rows = np.flatnonzero(reasons.good)
-    ids, boundary = _tokenize(
+    ids, boundary, cut = _tokenize(
         tokenizer,
         [texts[row] for row in rows],
         None if pairs is None else [pairs[row] for row in rows],
         max_length,
     )
     given = {} if targets is None else {"labels": targets[rows]}
-    return Examples(ids, boundary, rows, given), reasons.lines
+    return Examples(ids, boundary, rows, given, cut=cut), reasons.lines
 
 
 def weigh(examples: Examples, labels: Sequence[str], settings: ClassificationSettings) -> Examples:
@@ -96,14 +99,27 @@ def weigh(examples: Examples, labels: Sequence[str], settings: ClassificationSet
     return replace(examples, targets={**examples.targets, "weight": weight})
 
 
+def output_fields(settings: ClassificationSettings) -> dict[str, pa.DataType]:
+    """What `decode` gives of a row."""
+    return {
+        "single": {"label": pa.string(), "score": pa.float32()},
+        "multi": {"labels": pa.list_(pa.string()), "scores": pa.list_(pa.float32())},
+        "regression": {"value": pa.float32()},
+    }[settings.kind]
+
+
 def decode(
-    outputs: Mapping[str, np.ndarray], labels: Sequence[str], settings: ClassificationSettings
+    outputs: Mapping[str, np.ndarray],
+    examples: Examples,
+    labels: Sequence[str],
+    settings: ClassificationSettings,
 ) -> list[dict[str, Any]]:
     """What the logits [n, labels] say of n examples.
 
     single: {label, score}, the softmax probability; multi: {labels, scores}, those above 1/2 by their sigmoid;
     regression: {value}.
     """
+    del examples
     logits = outputs["logits"]
     if settings.kind == "regression":
         return [{"value": float(value)} for value in logits[:, 0]]
@@ -116,6 +132,33 @@ def decode(
         {"labels": [labels[i] for i in places], "scores": [float(row[i]) for i in places]}
         for row, places in zip(scores, above, strict=True)
     ]
+
+
+def shown_rows(
+    decoded: Sequence[Mapping[str, Any]],
+    table: pa.Table,
+    examples: Examples,
+    settings: ClassificationSettings,
+) -> dict[str, list[Any]]:
+    """How rows are shown in a report: `text`, the true `label`, `predicted` and, of one label a row, its `probability`.
+
+    `table` has the rows of the examples.
+    """
+    del examples
+    texts = table["text"].to_pylist()
+    if "text_pair" in table.column_names:
+        texts = [
+            f"{text} | {other}" for text, other in zip(texts, table["text_pair"].to_pylist(), strict=True)
+        ]
+    truth = table["label"].to_pylist()
+    if settings.kind == "regression":
+        label, key = [float(value) for value in truth], "value"
+    elif settings.kind == "single":
+        label, key = [str(value) for value in truth], "label"
+    else:
+        label, key = labels_of_rows(table, settings), "labels"
+    shown = {"text": texts, "label": label, "predicted": [row[key] for row in decoded]}
+    return {**shown, "probability": [row["score"] for row in decoded]} if key == "label" else shown
 
 
 class Scores:
@@ -150,6 +193,10 @@ class Scores:
     def result(self) -> dict[str, float]:
         """The figures. Raises ValueError if nothing was added."""
         return self.counted.result()
+
+    def tables(self) -> Tables:
+        """For a report."""
+        return self.counted.tables()
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:
@@ -247,8 +294,8 @@ def _cleaned(rows: list[list[Any] | None], reasons: Reasons) -> list[list[str]]:
 
 def _tokenize(
     tokenizer: Tokenizer, texts: list[str], pairs: list[str] | None, max_length: int
-) -> tuple[Lists, np.ndarray]:
-    """Ids with special tokens, and int32 [n] tokens before the first of type 1."""
+) -> tuple[Lists, np.ndarray, np.ndarray]:
+    """Ids with special tokens, int32 [n] tokens before the first of type 1, and bool [n], which were cut."""
     tokenizer.no_padding()
     tokenizer.enable_truncation(max_length)
     given: list[Any] = texts if pairs is None else [*zip(texts, pairs, strict=True)]
@@ -262,4 +309,5 @@ def _tokenize(
     types = np.fromiter(chain.from_iterable(e.type_ids for e in encodings), np.int32, total)
     offsets = offsets_of(lengths)
     later = np.concatenate([[0], np.cumsum(types)])
-    return Lists(ids, offsets), (lengths - (later[offsets[1:]] - later[offsets[:-1]])).astype(np.int32)
+    boundary = (lengths - (later[offsets[1:]] - later[offsets[:-1]])).astype(np.int32)
+    return Lists(ids, offsets), boundary, np.array([bool(e.overflowing) for e in encodings], bool)

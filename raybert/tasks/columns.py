@@ -100,6 +100,8 @@ def unfold(table: pa.Table, names: Sequence[str]) -> pa.Table:
 def list_column(table: pa.Table, name: str, of: str) -> ListColumn:
     """A column of lists `of` strings, or of structs; raises ValueError for any other type."""
     lists = column(table, name)
+    if pa.types.is_null(lists.type):  # no row has a value
+        lists = lists.cast(pa.list_(pa.null()))
     kind = lists.type
     if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)) or not _fits(kind.value_type, of):
         raise ValueError(f"column {name!r} must hold lists of {of}, not {kind}")

@@ -44,8 +44,9 @@ class Examples:
             (windows of a long context), and a rejected row has none.
         targets: by name. Arrays [n] (or [n, k]) hold one target a sequence, `Lists` with the offsets of `ids` one a
             token. IGNORED is passed over.
-        truth: by name, what scores compare with and no model sees: strings or numbers [n], or `Lists` of any length. What
+        truth: by name, what scores compare with, and decoding needs, and no model sees: strings or numbers [n], or `Lists` of any length. What
             holds for a row stands at the first of its sequences.
+        cut: bool [n], sequences that are less than their text, the rest of which is in no other; None for none.
     """
 
     ids: Lists
@@ -53,6 +54,7 @@ class Examples:
     row: np.ndarray
     targets: Mapping[str, np.ndarray | Lists]
     truth: Mapping[str, np.ndarray | Lists] = field(default_factory=dict)
+    cut: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -63,9 +65,15 @@ class Examples:
             {name: x.take(rows) if isinstance(x, Lists) else x[rows] for name, x in values.items()}
             for values in (self.targets, self.truth)
         )
-        return Examples(self.ids.take(rows), self.boundary[rows], self.row[rows], targets, truth)
+        cut = None if self.cut is None else self.cut[rows]
+        return Examples(self.ids.take(rows), self.boundary[rows], self.row[rows], targets, truth, cut)
 
     @property
     def first(self) -> np.ndarray:
         """bool [n]: the first sequence of a row, where those of a row lie together."""
         return np.append(np.ones(min(1, len(self)), bool), self.row[1:] != self.row[:-1])
+
+    @property
+    def number(self) -> np.ndarray:
+        """int64 [n]: rows counted from 0 in their order, where the sequences of a row lie together."""
+        return np.cumsum(self.first) - 1

@@ -44,21 +44,29 @@ class Scores(Protocol):
 class DataSide(Protocol):
     """A module of `DATA`. `settings` are those of the task.
 
-    It may have three functions more: `weigh(examples, labels, settings)` gives examples to train on their weights,
-    `with_truth(examples, table, labels, settings)` those to evaluate on what `Scores` compares with, and
-    `add_markers(tokenizer, settings)` adds tokens.
+    It may have more: `weigh(examples, labels, settings)` gives examples to train on their weights;
+    `with_texts(examples, table, settings)` gives examples what `decode` needs of their rows, and
+    `with_truth(examples, table, labels, settings)` what `Scores` compares with, both in `truth`;
+    `add_markers(tokenizer, settings)` adds tokens; and `shown_rows(decoded, table, examples, settings)` tells a report of
+    rows that changed their `text`, their true `label`, what was `predicted` and, where a row is right or wrong, the
+    `probability` of that, else its `score`: 1 where all is right, less where less is; lists, of the rows of the table,
+    which are those of the examples.
+
+    A task without `columns` and `nested` has the columns that the group `data` names: `text`, `text_pair`, `label`.
     """
 
-    Scores: Any  # (labels, settings) -> `Scores`
+    Scores: (
+        Any  # (labels, settings) -> `Scores`; it may have `tables()`, see `raybert.evaluate.scores.Tables`
+    )
 
     def main_figure(self, settings: Any) -> str:
         """The figure of `Scores` by which models are compared; more of it is better."""
 
     def columns(self, settings: Any, *, labelled: bool = True) -> list[str]:
-        """The columns that the task reads. Classification's are those that the group `data` names."""
+        """The columns that the task reads; with `labelled` those of the truth too."""
 
     def nested(self, settings: Any) -> list[str]:
-        """Those of them that hold lists or structs. Classification has none."""
+        """Those of them that hold lists or structs."""
 
     def find_labels(self, table: pa.Table, settings: Any) -> list[str]:
         """The labels of a table to train on."""
@@ -72,7 +80,16 @@ class DataSide(Protocol):
         *,
         max_length: int,
     ) -> tuple[Examples, np.ndarray]:
-        """Examples, and reasons [rows]: None, or why a row is rejected."""
+        """Examples, and reasons [rows]: None, or why a row is rejected. Without targets where `labels` is None."""
+
+    def decode(
+        self, outputs: Mapping[str, np.ndarray], examples: Examples, labels: Sequence[str], settings: Any
+    ) -> list[dict[str, Any]]:
+        """What a model's outputs (see `Scores.add`) say of every row of the examples, in their order. All sequences of a
+        row are among the examples, one after the other."""
+
+    def output_fields(self, settings: Any) -> dict[str, pa.DataType]:
+        """What `decode` gives of a row, as it is stored."""
 
 
 class ModelSide(Protocol):

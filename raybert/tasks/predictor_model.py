@@ -12,6 +12,7 @@ from raybert.encoder.loading import DTYPES, quiet_transformers
 from raybert.tasks.examples import Examples, Lists
 from raybert.tasks.heads import Head
 from raybert.tasks.known import model_side
+from raybert.tasks.outputs import take
 from raybert.train.example_stream import ExampleMicro
 from raybert.train.packed import pack
 
@@ -56,16 +57,17 @@ class Predictor:
         return self._model.padded
 
     def __call__(self, examples: Examples) -> dict[str, np.ndarray]:
-        """Float32 arrays by name, for every sequence in the order of the examples: {"logits": [n, labels]}."""
+        """Float32 arrays by name, in the order of the examples: {"logits": [n, labels]} of sequences, or of a task that
+        predicts for tokens [tokens, labels]."""
         if not len(examples):
             return {"logits": np.zeros((0, self._model.plain.config.num_labels), np.float32)}
-        batches = plan_batches(examples.ids.lengths, self._batch_tokens, padded=self.padded)
+        lengths = examples.ids.lengths
+        batches = plan_batches(lengths, self._batch_tokens, padded=self.padded)
         # ascending within a batch, so that `pack` keeps the order
         parts = [(rows[::-1], self._run(examples.take(rows[::-1]))) for rows in batches]
+        order = np.concatenate([rows for rows, _ in parts])
         found = np.concatenate([part for _, part in parts])
-        back = np.empty_like(found)
-        back[np.concatenate([rows for rows, _ in parts])] = found
-        return {"logits": back}
+        return {"logits": take(found, lengths[order], np.argsort(order))}
 
     def computed_tokens(self, lengths: np.ndarray) -> int:
         """Tokens that go through the model for sequences of these lengths."""

@@ -8,7 +8,7 @@ Blanks). The text between the markers is tokenized as if they were not there, so
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -144,6 +144,8 @@ def _marks_problem(found: list[str], tags: list[str]) -> str | None:
 def _span_column(table: pa.Table, name: str, reasons: Reasons) -> np.ndarray:
     """int64 [rows, 2]."""
     spans = column(table, name)
+    if pa.types.is_null(spans.type):  # no row has a value
+        spans = spans.cast(pa.struct([("start", pa.int64()), ("end", pa.int64())]))
     try:
         ends = [pc.fill_null(pc.struct_field(spans, end).cast(pa.int64()), -1) for end in ("start", "end")]
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError):
@@ -194,7 +196,8 @@ def prepare(
     cuts = _cut_around(early[0][rows], late[1][rows], pieces.ids.lengths[rows], room)
     bounds = [cuts[0], early[0][rows], early[1][rows], late[0][rows], late[1][rows], cuts[1]]
     targets = {} if codes is None else {"labels": codes[rows]}
-    return _examples(pieces, rows, bounds, order[rows], specials, markers, targets), reasons.lines
+    made = _examples(pieces, rows, bounds, order[rows], specials, markers, targets)
+    return replace(made, cut=cuts[1] - cuts[0] < pieces.ids.lengths[rows]), reasons.lines
 
 
 def _marker_ids(tokenizer: Tokenizer, settings: RelationsSettings) -> list[int]:

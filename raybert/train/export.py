@@ -1,6 +1,5 @@
 """A checkpoint as a plain Hugging Face folder: weights, config, tokenizer and a model card. Also while a run goes on."""
 
-import contextlib
 import json
 import tempfile
 from collections.abc import Mapping
@@ -91,10 +90,7 @@ def write_folder(made: str, target: str) -> None:
     store = Store(target)
     for file in sorted(Path(made).iterdir()):
         store.write(file.name, file.read_bytes())
-    if store.local:  # where files were written aside
-        with contextlib.suppress(OSError):
-            Path(store.path("_raybert/tmp")).rmdir()
-            Path(store.path("_raybert")).rmdir()
+    store.leave_nothing_aside()
 
 
 def model_card(target: str, kind: str, state: RunState, what: str, tag: str) -> str:

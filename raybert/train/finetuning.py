@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from raybert.config.finetune import FinetuneConfig
 from raybert.corpus.store import Store
+from raybert.tasks.heads import record_head
 from raybert.tasks.known import data_side, model_side
 from raybert.tasks.storage import from_bytes
 from raybert.train.checkpoint import CHECKPOINTS, Checkpoints, RunState
@@ -140,6 +141,9 @@ class Finetuning:
             kind = self._save(plain, made)
             for name in self._store.sizes(TOKENIZER):
                 Path(made, name).write_bytes(self._store.read(f"{TOKENIZER}/{name}"))
+            record_head(
+                Path(made), self._config.task, max_length=self._job["max_length"], labels=self._job["labels"]
+            )
             task = self._config.task.name
             what = f"fine-tuned for {task}{getattr(plain, 'note', '')}"
             Path(made, "README.md").write_text(model_card(f"{folder}/model", kind, state, what, task))

@@ -15,17 +15,17 @@ import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 
 from raybert.config import refuse_differences
-from raybert.config.finetune import ClassificationSettings, FinetuneConfig
+from raybert.config.finetune import FinetuneConfig
 from raybert.corpus.rejects import count_reasons
 from raybert.encoder.folders import read_folder, resolve
 from raybert.pretrain.counter import permutation
 from raybert.pretrain.tokenizer_folder import read_tokenizer
-from raybert.tasks.columns import unfold
 from raybert.tasks.examples import Examples
+from raybert.tasks.heads import longest_input
 from raybert.tasks.known import MODELS, data_side
-from raybert.tasks.rows import read_rows
+from raybert.tasks.rows import read_labelled, refuse_unread
 from raybert.tasks.storage import to_bytes
-from raybert.tasks.table import Labelled, read_table
+from raybert.tasks.table import Labelled
 from raybert.train.combinations import refuse_combinations
 from raybert.train.job import FREE, steps_of
 from raybert.train.tracking import refuse_missing
@@ -33,7 +33,6 @@ from raybert.train.tracking import refuse_missing
 EXAMPLES, TOKENIZER, REJECTS = "_raybert/examples", "_raybert/tokenizer", "_rejects"
 
 _SPLIT = 1  # name of the random numbers that choose the validation rows
-_OFFSET_FAMILIES = ("roberta", "xlm-roberta", "camembert", "mpnet")  # count positions from padding_idx + 1
 
 
 @dataclass(frozen=True)
@@ -61,11 +60,7 @@ def refuse_settings(config: FinetuneConfig) -> None:
         raise ValueError(
             f"adapter.name={config.adapter.name} trains nothing but itself and the head; leave the group freeze out"
         )
-    for key in () if config.task.name == "classification" else ("text", "template", "text_pair", "label"):
-        if getattr(config.data, key) != type(config.data).model_fields[key].default:
-            raise ValueError(
-                f"data.{key} means nothing with task.name={config.task.name}, whose columns the group task names"
-            )
+    refuse_unread(config.task.name, config.data)
     if config.task.name == "relations" and config.adapter.name in ("prefix", "bottleneck", "bitfit"):
         raise ValueError(
             f"adapter.name={config.adapter.name} is saved without the embeddings of task.markers; take lora, adalora or none"
@@ -82,7 +77,7 @@ def prepare_job(config: FinetuneConfig) -> Prepared:
     path = read_folder(folder).transformer
     shape = _shape(path)
     words = read_tokenizer(path)
-    longest = _longest(config, shape)
+    longest = longest_input(shape, config.model.max_length, None, config.model.name)
     side = data_side(config.task.name)
     tokenizer = Tokenizer.from_str(words.json)
     if hasattr(side, "add_markers"):
@@ -207,14 +202,7 @@ def _tables(config: FinetuneConfig) -> dict[str, Labelled]:
 
 def _read(config: FinetuneConfig, paths: list[str]) -> Labelled:
     """The table in the columns that the task asks for."""
-    data, task = config.data, config.task
-    if not isinstance(task, ClassificationSettings):
-        side = data_side(task.name)
-        named = {value.partition(".")[0]: f"task.{key}" for key, value in task if isinstance(value, str)}
-        named = {name: named.get(name.partition(".")[0], "task") for name in side.columns(task)}
-        found = read_table(paths, data, texts=[], columns=named)
-        return replace(found, table=unfold(found.table, side.nested(task)))
-    return read_rows(paths, data)
+    return read_labelled(paths, config.data, config.task.name, config.task)
 
 
 def _examples(
@@ -247,17 +235,6 @@ def _shape(path: Path) -> dict[str, Any]:
         return json.loads((path / "config.json").read_text())
     except (OSError, ValueError) as error:
         raise ValueError(f"model.name: {path / 'config.json'} cannot be read: {error}") from error
-
-
-def _longest(config: FinetuneConfig, shape: Mapping[str, Any]) -> int:
-    """Tokens of a row: as asked, at most what the model has positions for."""
-    positions = int(shape.get("max_position_embeddings", 512))
-    if shape["model_type"] in _OFFSET_FAMILIES:
-        positions -= int(shape.get("pad_token_id", 1)) + 1
-    asked = config.model.max_length
-    if asked is not None and asked > positions:
-        raise ValueError(f"model.max_length={asked}, but {config.model.name} takes {positions} tokens")
-    return asked or min(positions, 8192)
 
 
 def _refuse_rejects(config: FinetuneConfig, rejects: pa.Table, rows: int, setting: str) -> None:

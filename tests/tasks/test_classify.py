@@ -148,13 +148,16 @@ def test_scores_are_those_of_scikit_learn_in_any_parts():
 
 def test_logits_to_predictions():
     logits = np.log(np.array([[0.2, 0.8], [0.9, 0.1]]))
-    assert decode({"logits": logits}, ["a", "b"], SINGLE) == [
+    two = Examples(Lists(np.zeros(2, np.int32), np.arange(3)), np.ones(2, np.int32), np.arange(2), {})
+    assert decode({"logits": logits}, two, ["a", "b"], SINGLE) == [
         {"label": "b", "score": pytest.approx(0.8)},
         {"label": "a", "score": pytest.approx(0.9)},
     ]
-    found = decode({"logits": np.array([[0.1, -0.1], [2.0, 1.0]])}, ["a", "b"], MULTI)
+    found = decode({"logits": np.array([[0.1, -0.1], [2.0, 1.0]])}, two, ["a", "b"], MULTI)
     assert [row["labels"] for row in found] == [["a"], ["a", "b"]]
-    assert decode({"logits": np.array([[0.25]])}, ["LABEL_0"], REGRESSION) == [{"value": 0.25}]
+    assert decode({"logits": np.array([[0.25]])}, two.take(np.array([0])), ["LABEL_0"], REGRESSION) == [
+        {"value": 0.25}
+    ]
 
 
 def test_examples_are_stored_and_read_back():

@@ -2,6 +2,7 @@
 
 import pytest
 
+from raybert.config.predicting import HeadTaskSettings as asked
 from raybert.tasks.heads import labels_of, longest_input, read_head
 
 BERT = {"architectures": ["BertForSequenceClassification"], "model_type": "bert"}
@@ -31,11 +32,11 @@ def test_the_kind_and_the_labels_are_those_of_transformers(config, kind, labels)
 
 
 def test_the_user_may_say_what_the_head_is_for():
-    assert read_head(shape("a", "b"), "m", kind="multi").settings.kind == "multi"
+    assert read_head(shape("a", "b"), "m", asked(kind="multi")).settings.kind == "multi"
     with pytest.raises(ValueError, match="a regression has one output, this model 2"):
-        read_head(shape("a", "b"), "m", kind="regression")
+        read_head(shape("a", "b"), "m", asked(kind="regression"))
     with pytest.raises(ValueError, match="one output: nothing to choose from"):
-        read_head(shape("a"), "m", kind="single")
+        read_head(shape("a"), "m", asked(kind="single"))
 
 
 @pytest.mark.parametrize(
