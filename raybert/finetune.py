@@ -13,6 +13,7 @@ from typing import Any
 
 from raybert.config import dump_yaml, load, require
 from raybert.config.finetune import FinetuneConfig
+from raybert.config.several import SeveralSettings
 from raybert.corpus.paths import absolute, public
 from raybert.corpus.session import Pool, ray_session
 from raybert.corpus.store import Store
@@ -48,8 +49,9 @@ class FinetuneReport:
             rejected = rows["rows"] - rows["used"]
             lines.append(f"{part:24} {rows['rows']:,} rows = {rows['used']:,} used + {rejected:,} rejected")
             lines += [f"{'':24} {count:,} x {reason}" for reason, count in rows["rejected"].items()]
-        if "labels" in self.plan:
-            lines.append(f"{'labels':24} {len(self.plan['labels']):,}")
+        labels = self.plan.get("labels", [])
+        for name, found in labels.items() if isinstance(labels, dict) else [("", labels)]:
+            lines.append(f"{f'{name} labels'.strip():24} {len(found):,}")
         if not self.figures:
             return "\n".join(
                 [*lines, f"{'steps':24} {self.plan['phases'][0]['steps']:,}", "dry run: nothing was written"]
@@ -78,7 +80,8 @@ def finetune(config: FinetuneConfig | Mapping[str, Any]) -> FinetuneReport:
     """
     if not isinstance(config, FinetuneConfig):
         config = load(FinetuneConfig, settings=config)
-    require(config, "model.name", "data.path", "output.path")
+    own_tables = isinstance(config.task, SeveralSettings)
+    require(config, "model.name", *([] if own_tables else ["data.path"]), "output.path")
     config = absolute(config)
     refuse_settings(config)
     if len(config.train.seeds) > 0:

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,6 +11,9 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+ANY_NAME = "NAME"
+"""Stands in keys for what the user calls a group in a mapping."""
 
 
 class ConfigError(ValueError):
@@ -104,18 +108,29 @@ def refuse_differences(
 
 
 def describe(model: type[Settings], prefix: str = "") -> Iterator[tuple[str, str, str]]:
-    """(key, default, meaning) of every setting, in order; of a group that is one of several, the settings of all."""
+    """(key, default, meaning) of every setting, in order; of a group that is one of several, the settings of all.
+
+    Groups in a mapping have the keys of one that is called NAME.
+    """
     for name, field in model.model_fields.items():
-        groups = _groups(field.annotation)
+        groups, inside = _groups(field.annotation), f"{prefix}{name}."
+        if not groups:
+            groups, inside = _mapped(field.annotation), f"{inside}{ANY_NAME}."
         if groups:
             rows: dict[str, tuple[str, str, str]] = {}
-            for row in (row for group in groups for row in describe(group, f"{prefix}{name}.")):
+            for row in (row for group in groups for row in describe(group, inside)):
                 rows.setdefault(row[0], row)
             yield from rows.values()
         else:
             default = field.get_default(call_default_factory=True)
             shown = default if isinstance(default, str) else json.dumps(default)
             yield f"{prefix}{name}", shown, field.description or ""
+
+
+def renamed(message: str, prefix: str, keys: Sequence[str]) -> str:
+    """A message about some settings of a group, whose names get the prefix that they have in the whole tree."""
+    names = "|".join(re.escape(key) for key in sorted(keys, key=len, reverse=True) if "." in key)
+    return re.sub(rf"(?<![\w./])({names})(?!\w)", lambda found: prefix + found[0], message)
 
 
 def dump_yaml(config: Settings) -> str:
@@ -154,6 +169,9 @@ def _assign(tree: dict[str, Any], key: str, value: Any) -> None:
 def _annotation(model: type[Settings], key: str) -> Any:
     annotation: Any = model
     for part in key.split("."):
+        if mapped := _mapped(annotation):
+            annotation = typing.Union[tuple(mapped)]  # noqa: UP007
+            continue
         found = [group.model_fields[part] for group in _groups(annotation) if part in group.model_fields]
         if not found:
             return str
@@ -171,6 +189,11 @@ def _groups(annotation: Any) -> list[type[Settings]]:
     return []
 
 
+def _mapped(annotation: Any) -> list[type[Settings]]:
+    """The groups of settings in a mapping."""
+    return _groups(typing.get_args(annotation)[1]) if typing.get_origin(annotation) is dict else []
+
+
 def _leaf_names(annotation: Any) -> set[str]:
     """Names of the plain types that a setting takes: `int | list[str] | None` -> {"int", "NoneType"}."""
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
@@ -184,23 +207,40 @@ def _leaf_names(annotation: Any) -> set[str]:
 
 def _explain(model: type[Settings], error: ValidationError) -> str:
     first = error.errors()[0]
-    known = [key for key, _, _ in describe(model)]
+    keys = [key for key, _, _ in describe(model)]
+    prefix, inner = _in_mapping(keys, first["loc"])
+    known = [*keys, *(prefix + key for key in inner)]
     path = _known_prefix(first["loc"], known)
     if first["type"] == "extra_forbidden":
         near = nearest(path, known)
+        if path in known or any(key.startswith(f"{path}.") for key in known):
+            group = path.rpartition(".")[0]
+            return f"{path} means nothing with the {group}.name that is given"
         return f"unknown setting {path!r}" + (
             f"; did you mean {near!r}?" if near else "; see --help for all of them"
         )
     if first["type"] == "union_tag_invalid":
         return f"{path}.name={first['ctx']['tag']!r} must be one of {first['ctx']['expected_tags']}"
     if first["type"] == "value_error":
-        return str(first["ctx"]["error"])
+        return renamed(str(first["ctx"]["error"]), prefix, inner) if prefix else str(first["ctx"]["error"])
     if first["type"] == "model_type":
         return f"{path}={first['input']!r} does not fit: it is a group of settings, as in {path}.{_child(path, known)}=..."
     expected = "; ".join(
         dict.fromkeys(e["msg"] for e in error.errors() if _known_prefix(e["loc"], known) == path)
     )
     return f"{path}={first['input']!r} does not fit: {expected[0].lower()}{expected[1:]}"
+
+
+def _in_mapping(keys: Sequence[str], location: Sequence[int | str]) -> tuple[str, list[str]]:
+    """The prefix of a named group that a location lies in, and the keys of such a group; "" where it lies in none."""
+    for key in keys:
+        before, found, _ = key.partition(f".{ANY_NAME}.")
+        mapping = before.rpartition(".")[2]
+        if found and mapping in location[:-1]:
+            group = f"{before}.{ANY_NAME}."
+            inner = [other[len(group) :] for other in keys if other.startswith(group)]
+            return f"{before}.{location[location.index(mapping) + 1]}.", inner
+    return "", []
 
 
 def _known_prefix(location: Sequence[int | str], known: list[str]) -> str:

@@ -5,9 +5,15 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from raybert.config.core import Settings
-from raybert.config.groups import CorpusSettings, WorkersSettings
-from raybert.config.paths import ModelName, Place, Places
-from raybert.config.tasks import AnswersSettings, EntitiesSettings, RelationsSettings
+from raybert.config.groups import TableSettings, WorkersSettings
+from raybert.config.paths import ModelName, Place
+from raybert.config.several import SeveralSettings
+from raybert.config.tasks import (
+    AnswersSettings,
+    ClassificationSettings,
+    EntitiesSettings,
+    RelationsSettings,
+)
 from raybert.config.training import Count, LoopSettings
 
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -33,57 +39,9 @@ class FinetuneModelSettings(Settings):
     trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
 
 
-class TableSettings(CorpusSettings):
-    """The labelled table."""
-
-    text_pair: str | None = Field(
-        None, description="column of a second text: the model reads both, as in question and answer"
-    )
-    label: str = Field("label", description="column of what is to be learnt")
-    validation: Places = Field(
-        [], description="files, folders or globs with the same columns to evaluate on while training"
-    )
-    validation_share: Share = Field(
-        0.0, description="instead of data.validation: this share of the rows is held out, drawn by train.seed"
-    )
-
-    @model_validator(mode="after")
-    def _one_validation(self) -> Self:
-        if self.validation and self.validation_share:
-            raise ValueError("data.validation and data.validation_share exclude each other; give one of them")
-        return self
-
-    @property
-    def validation_paths(self) -> list[str]:
-        """`validation` as a list."""
-        return [self.validation] if isinstance(self.validation, str) else list(self.validation)
-
-
-class ClassificationSettings(Settings):
-    """A label, some labels, or a number for a text or a pair of texts."""
-
-    name: Literal["classification"] = Field("classification", description="what is learnt")
-    kind: Literal["single", "multi", "regression"] = Field(
-        "single",
-        description="single: one label a row; multi: any number (a list, or text apart by task.separator); "
-        "regression: a number",
-    )
-    separator: str = Field(
-        ",", min_length=1, description="between the labels of a row where they are text (multi)"
-    )
-    class_weights: Literal["none", "balanced"] | dict[str, Annotated[float, Field(ge=0)]] = Field(
-        "none",
-        description="weight of each label in the loss; balanced: rows / (labels x rows of the label); or {label: weight}",
-    )
-
-    @model_validator(mode="after")
-    def _weights_fit(self) -> Self:
-        if self.kind != "single" and self.class_weights != "none":
-            raise ValueError("task.class_weights needs task.kind=single")
-        return self
-
-
-TaskSettings = ClassificationSettings | EntitiesSettings | RelationsSettings | AnswersSettings
+TaskSettings = (
+    ClassificationSettings | EntitiesSettings | RelationsSettings | AnswersSettings | SeveralSettings
+)
 
 
 class FinetuneEvaluateSettings(Settings):

@@ -89,6 +89,35 @@ class DataSettings(CorpusSettings):
         return _split(value) if isinstance(value, str) else value
 
 
+class TableSettings(CorpusSettings):
+    """The labelled table."""
+
+    text_pair: str | None = Field(
+        None, description="column of a second text: the model reads both, as in question and answer"
+    )
+    label: str = Field("label", description="column of what is to be learnt")
+    validation: Places = Field(
+        [], description="files, folders or globs with the same columns to evaluate on while training"
+    )
+    validation_share: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="instead of data.validation: this share of the rows is held out, drawn by train.seed",
+    )
+
+    @model_validator(mode="after")
+    def _one_validation(self) -> Self:
+        if self.validation and self.validation_share:
+            raise ValueError("data.validation and data.validation_share exclude each other; give one of them")
+        return self
+
+    @property
+    def validation_paths(self) -> list[str]:
+        """`validation` as a list."""
+        return [self.validation] if isinstance(self.validation, str) else list(self.validation)
+
+
 class ChunkSettings(Settings):
     """Long documents as overlapping windows."""
 

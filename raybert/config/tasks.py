@@ -1,10 +1,34 @@
-"""Settings of the tasks whose targets lie inside of the text: which columns hold what, and how rows are read."""
+"""Settings of the tasks. Of those whose targets lie inside of the text: which columns hold what, and how rows are read."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from raybert.config.core import Settings
+
+
+class ClassificationSettings(Settings):
+    """A label, some labels, or a number for a text or a pair of texts."""
+
+    name: Literal["classification"] = Field("classification", description="what is learnt")
+    kind: Literal["single", "multi", "regression"] = Field(
+        "single",
+        description="single: one label a row; multi: any number (a list, or text apart by task.separator); "
+        "regression: a number",
+    )
+    separator: str = Field(
+        ",", min_length=1, description="between the labels of a row where they are text (multi)"
+    )
+    class_weights: Literal["none", "balanced"] | dict[str, Annotated[float, Field(ge=0)]] = Field(
+        "none",
+        description="weight of each label in the loss; balanced: rows / (labels x rows of the label); or {label: weight}",
+    )
+
+    @model_validator(mode="after")
+    def _weights_fit(self) -> Self:
+        if self.kind != "single" and self.class_weights != "none":
+            raise ValueError("task.class_weights needs task.kind=single")
+        return self
 
 
 class EntitiesSettings(Settings):

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, ClassVar
 
-from raybert.config import dump_yaml, flat, refuse_differences
+from raybert.config import DataSettings, dump_yaml, flat, refuse_differences
 from raybert.corpus.ledger import OURS, Ledger, Source
 from raybert.corpus.paths import public, public_name
 from raybert.corpus.plan import Plan, in_threads, make_plan

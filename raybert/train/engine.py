@@ -6,7 +6,7 @@ autocast; ZeRO 1 to 3 keep 16-bit weights and DeepSpeed's float32 copy of them.
 
 import logging
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -69,8 +69,10 @@ class Engine:
     Args:
         model: has the transformers model as `plain` and the type to compute in as `autocast`.
         objective: what it is trained for.
-        groups: parameter groups of torch's optimizers; `lr_scale` of a group multiplies its learning rate. Default:
-            `parameter_groups`.
+        groups: parameter groups of torch's optimizers; `lr_scale` of a group multiplies its learning rate. Groups with a
+            `head` are left alone in steps in which it is idle (see `Objective.idle`): their weights, moments and count of
+            updates stay as they are, as if torch's optimizer found no gradient. DeepSpeed would give them one of zeros,
+            with which momentum and weight decay move them. Default: `parameter_groups`.
         rate: (group, step) -> the factor of its learning rate. Default: its `lr_scale`, else 1.
         around: what is done before and after an update.
 
@@ -96,6 +98,8 @@ class Engine:
         )
         self.model, self.settings, self.device, self.objective = model, settings, device, objective
         self._norm = float("nan")
+        self._idle: Collection[str] = ()
+        self._hidden: list[tuple[dict[str, Any], list[Tensor]]] = []
         self._rate = rate or (lambda group, step: group.get("lr_scale", 1.0))
         self.around = around
         if not settings.zero:
@@ -137,7 +141,9 @@ class Engine:
             return found
         if self.around is not None:
             self.around.before_update()
+        self._idle = self.objective.idle(counts)
         self.apply(lr, step)
+        self._idle = ()
         if self.around is not None:
             self.around.after_update(step)
         return replace(found, grad_norm=self._norm)
@@ -173,7 +179,21 @@ class Engine:
         )
         if not s.zero:
             optimizer.register_step_pre_hook(self._clip_whole)
+        if any("head" in group for group in groups):
+            optimizer.register_step_pre_hook(self._hide_idle)
+            optimizer.register_step_post_hook(self._show_idle)
         return optimizer
+
+    def _hide_idle(self, optimizer: Optimizer, *_: Any) -> None:
+        """ZeRO steps one group at a time, or all: what is idle is empty meanwhile."""
+        idle = [group for group in optimizer.param_groups if group.get("head") in self._idle]
+        self._hidden = [(group, group["params"]) for group in idle]
+        for group in idle:
+            group["params"] = []
+
+    def _show_idle(self, *_: Any) -> None:
+        for group, params in self._hidden:
+            group["params"] = params
 
     def _clip_whole(self, *_: Any) -> None:
         """Without ZeRO the gradients are whole, and DeepSpeed does not tell their norm."""

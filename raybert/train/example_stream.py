@@ -23,10 +23,14 @@ class Cursor:
 
 @dataclass(frozen=True)
 class ExampleMicro:
-    """One packed forward pass over some `examples`; see `raybert.train.packed.Micro`."""
+    """One packed forward pass over some `examples`; see `raybert.train.packed.Micro`.
+
+    `member` is the task that it is of, where there are several.
+    """
 
     examples: Examples
     digest: int = 0
+    member: str = ""
 
     @property
     def ids(self) -> np.ndarray:

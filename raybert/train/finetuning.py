@@ -3,6 +3,7 @@
 import math
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,16 +39,18 @@ class Finetuning:
     Args:
         config: the settings.
         job: what the driver resolved (see `raybert.train.task_job`).
+        member: its name where it is one of several tasks; its examples lie in a folder of that name.
     """
 
-    def __init__(self, config: FinetuneConfig, job: dict[str, Any]) -> None:
-        self._config, self._job = config, job
+    def __init__(self, config: FinetuneConfig, job: dict[str, Any], member: str = "") -> None:
+        self._config, self._job, self._member = config, job, member
         self._store = Store(config.output.path)
         self._data, self._models = data_side(config.task.name), model_side(config.task.name)
         self._padded = (
             config.train.padded or job["family"] not in PACKED_FAMILIES or config.adapter.name == "prefix"
         )
-        train = from_bytes(self._store.read(f"{EXAMPLES}/train.parquet"))
+        self._examples = f"{EXAMPLES}/{member}".rstrip("/")
+        train = from_bytes(self._store.read(f"{self._examples}/train.parquet"))
         stream = ExampleStream(
             train,
             seed=config.train.seed,
@@ -71,7 +74,11 @@ class Finetuning:
 
     def model(self, weights: Mapping[str, Any] | None) -> nn.Module:
         """The named model with a head for the task, what is frozen and what is added to it."""
-        self._adapted, plain = self._plain(weights)
+        self._adapted, plain = self.plain(weights)
+        return self.wrapped(plain)
+
+    def wrapped(self, plain: PreTrainedModel) -> nn.Module:
+        """What computes the loss of a plain model."""
         return self._models.Model(plain, self._config.task, self._config.regularize, padded=self._padded)
 
     def groups(self, model: nn.Module) -> list[dict[str, Any]] | None:
@@ -113,7 +120,8 @@ class Finetuning:
         engine.deepspeed.eval()
         for entry in even_out(own, bins, dist.get_world_size()):
             micro = self.objective.empty if entry is None else entry[1]
-            sums, outputs = engine.deepspeed(pack(micro, engine.device), outputs=True)
+            batch = pack(replace(micro, member=self._member), engine.device)
+            sums, outputs = engine.deepspeed(batch, outputs=True)
             if entry is None:
                 continue
             totals += sums[0].double().cpu()
@@ -135,8 +143,11 @@ class Finetuning:
         """The finished model: a plain folder, or with some adapters what is added to its base."""
         folder = self._config.output.path.rstrip("/")
         checkpoints = Checkpoints(f"{folder}/{CHECKPOINTS}")
-        state = RunState.of(checkpoints.record(step))
-        plain, _ = self._plain(checkpoints.weights(step))
+        self.write(checkpoints.weights(step), RunState.of(checkpoints.record(step)), f"{folder}/model")
+
+    def write(self, weights: Mapping[str, Any], state: RunState, target: str) -> None:
+        """A finished model of these weights and this state as a folder."""
+        plain, _ = self.plain(weights)
         with tempfile.TemporaryDirectory() as made:
             kind = self._save(plain, made)
             for name in self._store.sizes(TOKENIZER):
@@ -146,8 +157,8 @@ class Finetuning:
             )
             task = self._config.task.name
             what = f"fine-tuned for {task}{getattr(plain, 'note', '')}"
-            Path(made, "README.md").write_text(model_card(f"{folder}/model", kind, state, what, task))
-            write_folder(made, f"{folder}/model")
+            Path(made, "README.md").write_text(model_card(target, kind, state, what, task))
+            write_folder(made, target)
 
     def _save(self, plain: Any, folder: str) -> str:
         adapter = self._config.adapter
@@ -161,7 +172,7 @@ class Finetuning:
         plain.save_pretrained(folder)
         return getattr(plain, "loaded_by", type(plain).__name__)
 
-    def _plain(self, weights: Mapping[str, Any] | None) -> tuple[Any, PreTrainedModel]:
+    def plain(self, weights: Mapping[str, Any] | None) -> tuple[Any, PreTrainedModel]:
         """The model as the adapter made it, and what is trained and saved of it: the same but for peft's wrapper around
         matrices that it exchanged. On the CPU; new weights follow from the seed."""
         config, job = self._config, self._job
@@ -184,7 +195,7 @@ class Finetuning:
 
     def _validation(self) -> tuple[list[Any], int]:
         if self._held is None:
-            examples = from_bytes(self._store.read(f"{EXAMPLES}/validation.parquet"))
+            examples = from_bytes(self._store.read(f"{self._examples}/validation.parquet"))
             self._held = in_order(
                 examples,
                 batch_tokens=self._job["batch_tokens"],

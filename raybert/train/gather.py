@@ -3,6 +3,7 @@
 Every rank calls these, in step: ZeRO's pieces are collected and dealt out by all of them.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +24,8 @@ class Tensors:
         weights: by the parameter's name in the transformers model.
         moments: by `NAME.exp_avg` and `NAME.exp_avg_sq`.
         updates: how many updates the optimizer has made.
-        extra: what else a run goes on from, by name (`Around.state` of the engine).
+        extra: what else a run goes on from, by name: `Around.state` of the engine; `updates.HEAD`, the updates of a head
+            that was idle in some steps.
     """
 
     weights: dict[str, Tensor]
@@ -48,6 +50,9 @@ def gather(engine: Engine) -> Tensors | None:
             if keep:
                 moments[f"{name}.{moment}"] = whole.detach().float().cpu().clone()
     extra = engine.around.state() if engine.around is not None else {}
+    for head, state in _states(engine):
+        if head:
+            extra[f"updates.{head}"] = torch.tensor(int(state["step"]))
     return Tensors(weights, moments, updates, extra) if keep else None
 
 
@@ -83,13 +88,16 @@ def restore(engine: Engine, tensors: Tensors) -> None:
             _set_whole(
                 engine, parameter, torch.zeros_like(tensors.weights[name]) if known is None else known, moment
             )
-    for state in engine.applied_optimizer.state.values():
-        if "step" in state:
-            state["step"] = (
-                state["step"] * 0 + tensors.updates
-            )  # a tensor with torch, a number with DeepSpeed
+    _set_updates(engine, tensors.extra, tensors.updates)
     if engine.around is not None:
         engine.around.restore(tensors.extra)
+
+
+def begin(engine: Engine) -> None:
+    """Before the first step: heads that may be idle for long get their optimizer's state, for a checkpoint has all."""
+    if any("head" in group for group in engine.applied_optimizer.param_groups):
+        _make_moments(engine)
+        _set_updates(engine, {}, 0)
 
 
 def _make_moments(engine: Engine) -> None:
@@ -98,8 +106,9 @@ def _make_moments(engine: Engine) -> None:
     objective = engine.objective
     nothing = objective.count([])
     backward = engine.deepspeed.backward
+    micros = [(0, empty) for empty in objective.empties]
     objective.accumulate(
-        engine.deepspeed, [None], nothing, seed=0, step=0, device=engine.device, backward=backward
+        engine.deepspeed, micros, nothing, seed=0, step=0, device=engine.device, backward=backward
     )
     engine.apply(0.0)
 
@@ -115,8 +124,24 @@ def _find_moments(engine: Engine) -> None:
 
 
 def _updates(engine: Engine) -> int:
-    steps = [int(state["step"]) for state in engine.applied_optimizer.state.values() if "step" in state]
-    return max(steps, default=0)
+    return max((int(state["step"]) for _, state in _states(engine)), default=0)
+
+
+def _set_updates(engine: Engine, own: Mapping[str, Tensor], updates: int) -> None:
+    for head, state in _states(engine):
+        count = int(own.get(f"updates.{head}", updates))
+        state["step"] = state["step"] * 0 + count  # a tensor with torch, a number with DeepSpeed
+
+
+def _states(engine: Engine) -> list[tuple[str, dict[str, Any]]]:
+    """The states that the optimizer has made, each with the `head` of its group; "" for others."""
+    optimizer, zero = engine.applied_optimizer, engine.optimizer
+    groups = [(group.get("head", ""), group["params"]) for group in optimizer.param_groups]
+    if engine.settings.zero == 3:  # groups are empty but for the moment of their step
+        numbers = zero.sub_group_to_group_id
+        groups = [(groups[numbers[i]][0], [flat]) for i, flat in enumerate(zero.fp32_partitioned_groups_flat)]
+    head_of = {id(p): head for head, params in groups for p in params}
+    return [(head_of.get(id(p), ""), state) for p, state in optimizer.state.items() if "step" in state]
 
 
 def _whole(engine: Engine, parameter: Tensor, moment: str | None) -> Tensor:

@@ -67,6 +67,10 @@ def work(given: dict[str, Any]) -> None:
             given["verb"]
         ]
         config, job = kind.model_validate(given["config"]), given["job"]
+        if job.get("task") == "several":
+            from raybert.train.several import SeveralTasks
+
+            made = SeveralTasks
         result = Run(config, job, made(config, job), device, board.say.remote).go()
         ray.get(board.finish.remote(result))
     except TrainingDiverged as error:  # on all ranks alike

@@ -19,7 +19,7 @@ from raybert.config.training import PretrainConfig
 from raybert.corpus.store import Store
 from raybert.train.checkpoint import CHECKPOINTS, Checkpoints, RunState, library_versions
 from raybert.train.engine import Engine, EngineSettings
-from raybert.train.gather import Tensors, gather, restore
+from raybert.train.gather import Tensors, begin, gather, restore
 from raybert.train.progress import flops
 from raybert.train.records import Records
 from raybert.train.schedules import Schedule, phase_at
@@ -100,6 +100,8 @@ class Run:
         if tensors is not None:
             restore(self.engine, tensors)
             self.records.say(f"going on from step {state.step:,}")
+        else:
+            begin(self.engine)
         self.step, self.skipped = state.step, list(state.skipped)
         self._saved_step = self.step if step is not None else -1
         place = dict(state.cursor)

@@ -60,6 +60,7 @@ class PackedBatch:
         positions: int64 [m], the tokens of which something is asked alone.
         targets: by name, [n] or [n, k] of sequences, [tokens] of tokens, [m] of positions; whole numbers are int64, others
             float32. -100 (`raybert.tasks.examples.IGNORED`) is passed over.
+        member: the task that it is of, where a model learns several at once.
     """
 
     ids: Tensor
@@ -69,6 +70,7 @@ class PackedBatch:
     starts: Tensor
     positions: Tensor
     targets: Mapping[str, Tensor]
+    member: str = ""
 
 
 def pack(micro: Micro, device: str | torch.device = "cpu") -> PackedBatch:
@@ -98,6 +100,7 @@ def pack(micro: Micro, device: str | torch.device = "cpu") -> PackedBatch:
         starts=there(rows.offsets[:-1]),
         positions=there(new_place[micro.positions]),
         targets=targets,
+        member=getattr(micro, "member", ""),
     )
 
 

@@ -5,7 +5,7 @@ size of a micro batch nor the number of workers changes the gradients.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -63,6 +63,16 @@ class Objective(ABC):
 
     sums: Callable[..., Any]
     empty: Micro
+
+    @property
+    def empties(self) -> Sequence[Micro]:
+        """Batches like `empty` that go through all weights together."""
+        return [self.empty]
+
+    def idle(self, counts: Counts) -> Collection[str]:
+        """The `head` of parameter groups that such a global batch does not go through: no update changes them."""
+        del counts
+        return ()
 
     @abstractmethod
     def targets(self, micro: Micro) -> tuple[int, ...]:

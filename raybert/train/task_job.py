@@ -4,7 +4,7 @@ import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 
 from raybert.config import refuse_differences
 from raybert.config.finetune import FinetuneConfig
+from raybert.config.several import SeveralSettings
 from raybert.corpus.rejects import count_reasons
 from raybert.encoder.folders import read_folder, resolve
 from raybert.pretrain.counter import permutation
@@ -37,7 +38,8 @@ _SPLIT = 1  # name of the random numbers that choose the validation rows
 
 @dataclass(frozen=True)
 class Prepared:
-    """A job (JSON), the examples of its parts (`train`, `validation`), and the files that belong in the run's folder."""
+    """A job (JSON), the examples of its parts (`train`, `validation`; of several tasks `NAME/train` ...), and the files that
+    belong in the run's folder."""
 
     job: dict[str, Any]
     examples: Mapping[str, Examples]
@@ -46,6 +48,11 @@ class Prepared:
 
 def refuse_settings(config: FinetuneConfig) -> None:
     """Raise ValueError for what could only fail later."""
+    if isinstance(config.task, SeveralSettings):
+        from raybert.train.several_job import refuse_several
+
+        refuse_several(config)
+        return
     train = config.train
     if config.task.name not in MODELS:
         raise ValueError(
@@ -71,56 +78,110 @@ def refuse_settings(config: FinetuneConfig) -> None:
         )
 
 
+@dataclass(frozen=True)
+class Base:
+    """The model to begin with: its config.json, its tokenizer with the tasks' own tokens, the tokenizer's files, and the
+    longest row in tokens."""
+
+    shape: Mapping[str, Any]
+    tokenizer: Tokenizer
+    files: Mapping[str, bytes]
+    longest: int
+
+
+@dataclass(frozen=True)
+class Tables:
+    """A task's labels and, by part (`train`, `validation`), its examples, the rejected rows, and how many of each."""
+
+    labels: list[str]
+    examples: Mapping[str, Examples]
+    rejects: Mapping[str, pa.Table]
+    rows: Mapping[str, Any]
+
+
 def prepare_job(config: FinetuneConfig) -> Prepared:
     """Read the tables and make the examples. Raises ValueError for a table, model or setting that cannot be used."""
+    if isinstance(config.task, SeveralSettings):
+        from raybert.train.several_job import prepare_several
+
+        return prepare_several(config)
+    base = read_base(config, [config.task])
+    tables = read_tables(config, base)
+    metric = config.train.evaluate.metric
+    metric = data_side(config.task.name).main_figure(config.task) if metric == "auto" else metric
+    return make_prepared(config, base, tables, metric)
+
+
+def read_base(config: FinetuneConfig, tasks: Sequence[Any]) -> Base:
+    """The model that the settings name, with what these tasks add to its tokenizer."""
     folder, _ = resolve(config.model.name, config.model.revision, code=config.model.trust_remote_code)
     path = read_folder(folder).transformer
     shape = _shape(path)
     words = read_tokenizer(path)
-    longest = longest_input(shape, config.model.max_length, None, config.model.name)
-    side = data_side(config.task.name)
     tokenizer = Tokenizer.from_str(words.json)
-    if hasattr(side, "add_markers"):
-        side.add_markers(tokenizer, config.task)
-        words = replace(words, files={**words.files, "tokenizer.json": tokenizer.to_str(pretty=True)})
-    tables = _tables(config)
+    files = dict(words.files)
+    for task in tasks:
+        if hasattr(side := data_side(task.name), "add_markers"):
+            side.add_markers(tokenizer, task)
+            files["tokenizer.json"] = tokenizer.to_str(pretty=True)
+    found = {f"{TOKENIZER}/{name}": text.encode() for name, text in files.items()}
+    longest = longest_input(shape, config.model.max_length, None, config.model.name)
+    return Base(shape, tokenizer, found, longest)
+
+
+def read_tables(config: FinetuneConfig, base: Base) -> Tables:
+    """Rows to examples."""
+    side, tables = data_side(config.task.name), _tables(config)
     labels = side.find_labels(tables["train"].table, config.task)
-    examples, files = {}, {f"{TOKENIZER}/{name}": text.encode() for name, text in words.files.items()}
-    rows: dict[str, Any] = {}
+    examples, rejected, rows = {}, {}, {}
     for part, table in tables.items():
-        setting = "data.path" if part == "train" else "data.validation"
-        made, reasons = _examples(config, side, table, tokenizer, labels, longest, setting)
+        setting = setting_of(part)
+        made, reasons = _examples(config, side, table, base.tokenizer, labels, base.longest, setting)
         if part == "train" and hasattr(side, "weigh"):
             made = side.weigh(made, labels, config.task)
         rejects = table.rejects(reasons)
         _refuse_rejects(config, rejects, len(table), setting)
         _refuse_nothing(made, rejects, setting)
-        examples[part] = made
-        files[f"{EXAMPLES}/{part}.parquet"] = bytes(to_bytes(made))
-        if len(rejects):
-            files[f"{REJECTS}/{part}.parquet"] = _parquet(rejects)
+        examples[part], rejected[part] = made, rejects
         rows[part] = {
             "rows": len(table),
             "used": len(table) - len(rejects),
             "rejected": count_reasons(rejects),
+            "examples": len(made),
+            "tokens": int(made.ids.offsets[-1]),
         }
-        rows[part] |= {"examples": len(made), "tokens": int(made.ids.offsets[-1])}
-    metric = config.train.evaluate.metric
+    return Tables(labels, examples, rejected, rows)
+
+
+def make_prepared(config: FinetuneConfig, base: Base, tables: Any, metric: str) -> Prepared:
+    """The job and its files; `tables` are `Tables`, of one task or of several (labels by task, parts as `NAME/train`)."""
+    files = {f"{EXAMPLES}/{part}.parquet": bytes(to_bytes(made)) for part, made in tables.examples.items()}
     job = {
         "task": config.task.name,
         "requested": deciding_settings(config),
-        "labels": labels,
-        "family": shape["model_type"],
-        "max_length": longest,
-        "vocabulary": tokenizer.get_vocab_size(),
-        "metric": side.main_figure(config.task) if metric == "auto" else metric,
-        "rows": rows,
+        "labels": tables.labels,
+        "family": base.shape["model_type"],
+        "max_length": base.longest,
+        "vocabulary": base.tokenizer.get_vocab_size(),
+        "metric": metric,
+        "rows": tables.rows,
         "digests": {
-            name: hashlib.blake2b(files[f"{EXAMPLES}/{name}.parquet"], digest_size=16).hexdigest()
-            for name in examples
+            part: hashlib.blake2b(files[f"{EXAMPLES}/{part}.parquet"], digest_size=16).hexdigest()
+            for part in tables.examples
         },
     }
-    return Prepared(job, examples, files)
+    files |= base.files
+    files |= {
+        f"{REJECTS}/{part}.parquet": _parquet(found) for part, found in tables.rejects.items() if len(found)
+    }
+    return Prepared(job, tables.examples, files)
+
+
+def setting_of(part: str) -> str:
+    """The setting that names the rows of a part: `train`, `validation`, or of one of several tasks `NAME/train`."""
+    member, _, name = part.rpartition("/")
+    setting = "data.path" if name == "train" else "data.validation"
+    return f"task.tasks.{member}.{setting}" if member else setting
 
 
 def complete_job(
@@ -142,7 +203,8 @@ def complete_job(
             f"batch_tokens={job['batch_tokens']} is smaller than the longest row ({longest} tokens); raise it, or "
             "lower model.max_length"
         )
-    an_epoch = -(-len(prepared.examples["train"]) // train.batch_size)
+    trained = [made for part, made in prepared.examples.items() if part.rpartition("/")[2] == "train"]
+    an_epoch = sum(-(-len(made) // train.batch_size) for made in trained)
     steps = train.steps or max(1, round((train.epochs or 3) * an_epoch))
     schedule = {
         "name": train.schedule,
@@ -166,6 +228,8 @@ def deciding_settings(config: FinetuneConfig) -> dict[str, Any]:
     values = config.model_dump(mode="json", exclude={"workers", "dry_run", "track", "data", "output"})
     for name in (*FREE, "seeds"):
         values["train"].pop(name)
+    for member in values["task"].get("tasks", {}).values():
+        member.pop("data")
     return values
 
 
@@ -178,9 +242,8 @@ def refuse_other_job(was: Mapping[str, Any], now: Mapping[str, Any], where: str)
         )
     for part in was["digests"].keys() | now["digests"].keys():
         if was["digests"].get(part) != now["digests"].get(part):
-            setting = "data.path" if part == "train" else "data.validation"
             raise ValueError(
-                f"{where} was started with other rows than are in {setting} now; restore them, or use another "
+                f"{where} was started with other rows than are in {setting_of(part)} now; restore them, or use another "
                 "output.path to start afresh"
             )
 
