@@ -1,0 +1,374 @@
+"""The tasks written plainly with transformers: what its Trainer trains, and by what models of every side are scored.
+
+Nothing of raybert is imported: a model of raybert is read from its folder as anybody would, its predictions are scored
+by scikit-learn and scipy, or by a few lines here (checked by seqeval where that is installed).
+"""
+
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    DataCollatorForTokenClassification,
+    DataCollatorWithPadding,
+)
+
+Row = dict[str, Any]
+
+
+class Task:
+    """One kind of task.
+
+    Args:
+        folder: of the tokenizer: the pretrained model, or a finished one.
+        max_length: tokens of a row.
+        labels: in the order of the model's outputs; None: those of the finished model in `folder`.
+    """
+
+    auto: Any = AutoModelForSequenceClassification
+
+    def __init__(self, folder: str, max_length: int, labels: Sequence[str] | None = None) -> None:
+        self.folder, self.max_length = folder, max_length
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        if labels is None:
+            names = AutoConfig.from_pretrained(folder).id2label
+            labels = [names[i] for i in range(len(names))]
+        self.labels = list(labels)
+        self.collate: Any = DataCollatorWithPadding(self.tokenizer)
+
+    @staticmethod
+    def labels_of(rows: Sequence[Row]) -> list[str]:
+        """The labels of rows to train on."""
+        return sorted({row["label"] for row in rows})
+
+    def model(self) -> nn.Module:
+        """The model of the folder; a head that it lacks is random."""
+        names = dict(enumerate(self.labels))
+        numbers = {label: i for i, label in names.items()}
+        return self.auto.from_pretrained(
+            self.folder, num_labels=len(names), id2label=names, label2id=numbers, **self.options()
+        )
+
+    def options(self) -> dict[str, Any]:
+        """Of the model's configuration."""
+        return {}
+
+    def save(self, model: Any, folder: Path) -> None:
+        """A folder that this class reads."""
+        model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    def features(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
+        """What the collator takes, in the order of the rows."""
+        made = self.tokenizer([row["text"] for row in rows], truncation=True, max_length=self.max_length)
+        numbers = {label: i for i, label in enumerate(self.labels)}
+        return [
+            {"input_ids": ids, "label": numbers[row["label"]]}
+            for ids, row in zip(made["input_ids"], rows, strict=True)
+        ]
+
+    def outputs(self, given: Any) -> torch.Tensor:
+        """The logits [n, ...] of what the model gives."""
+        return given.logits
+
+    def scores(self, logits: list[np.ndarray], rows: Sequence[Row]) -> dict[str, float]:
+        """The figures of float32 logits, one array a row."""
+        from sklearn.metrics import accuracy_score, f1_score
+
+        true = [row["label"] for row in rows]
+        found = [self.labels[int(one.argmax())] for one in logits]
+        return {
+            "accuracy": float(accuracy_score(true, found)),
+            "macro_f1": float(f1_score(true, found, average="macro", zero_division=0)),
+        }
+
+
+class Regression(Task):
+    """A number for a pair of texts, by one model that reads both."""
+
+    @staticmethod
+    def labels_of(rows: Sequence[Row]) -> list[str]:
+        return ["LABEL_0"]
+
+    def options(self) -> dict[str, Any]:
+        return {"problem_type": "regression"}
+
+    def features(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
+        firsts, seconds = ([row[name] for row in rows] for name in ("sentence1", "sentence2"))
+        made = self.tokenizer(firsts, seconds, truncation=True, max_length=self.max_length)
+        return [
+            {"input_ids": ids, "token_type_ids": types, "label": row["score"]}
+            for ids, types, row in zip(made["input_ids"], made["token_type_ids"], rows, strict=True)
+        ]
+
+    def scores(self, logits: list[np.ndarray], rows: Sequence[Row]) -> dict[str, float]:
+        from scipy.stats import pearsonr, spearmanr
+
+        true, found = [row["score"] for row in rows], [float(one[0]) for one in logits]
+        return {
+            "spearman": float(spearmanr(true, found).statistic),
+            "pearson": float(pearsonr(true, found).statistic),
+        }
+
+
+class Entities(Task):
+    """Tags of words; a word's tag is that of its first piece."""
+
+    auto = AutoModelForTokenClassification
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.collate = DataCollatorForTokenClassification(self.tokenizer)
+
+    @staticmethod
+    def labels_of(rows: Sequence[Row]) -> list[str]:
+        return sorted({tag for row in rows for tag in row["ner_tags"]})
+
+    def _encode(self, rows: Sequence[Row]) -> Any:
+        words = [row["tokens"] for row in rows]
+        return self.tokenizer(words, is_split_into_words=True, truncation=True, max_length=self.max_length)
+
+    def features(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
+        made, found = self._encode(rows), []
+        numbers = {label: i for i, label in enumerate(self.labels)}
+        for i, row in enumerate(rows):
+            words = made.word_ids(i)
+            first = [
+                word is not None and word != before
+                for word, before in zip(words, [None, *words[:-1]], strict=True)
+            ]
+            labels = [
+                numbers[row["ner_tags"][word]] if begins else -100
+                for word, begins in zip(words, first, strict=True)
+            ]
+            found.append({"input_ids": made["input_ids"][i], "labels": labels})
+        return found
+
+    def scores(self, logits: list[np.ndarray], rows: Sequence[Row]) -> dict[str, float]:
+        made, predicted = self._encode(rows), []
+        for i, row in enumerate(rows):
+            tags = ["O"] * len(row["tokens"])
+            for place, word in reversed(list(enumerate(made.word_ids(i)))):
+                if word is not None:
+                    tags[word] = self.labels[int(logits[i][place].argmax())]
+            predicted.append(tags)
+        return entity_scores([row["ner_tags"] for row in rows], predicted)
+
+
+class WithMarkers(nn.Module):
+    """An encoder and a linear layer on the hidden states of two start markers, side by side (arXiv 1906.03158)."""
+
+    def __init__(self, folder: str, tokens: int, labels: int) -> None:
+        super().__init__()
+        self.bert = AutoModel.from_pretrained(folder, add_pooling_layer=False)
+        self.bert.resize_token_embeddings(tokens, mean_resizing=False)
+        self.dropout = nn.Dropout(self.bert.config.hidden_dropout_prob)
+        self.classifier = nn.Linear(2 * self.bert.config.hidden_size, labels)
+        nn.init.normal_(self.classifier.weight, std=self.bert.config.initializer_range)
+        nn.init.zeros_(self.classifier.bias)
+
+    def forward(
+        self, input_ids: Any, attention_mask: Any, first: Any, second: Any, labels: Any = None, **_: Any
+    ) -> Any:
+        hidden = self.bert(input_ids, attention_mask=attention_mask).last_hidden_state
+        rows = torch.arange(len(hidden), device=hidden.device)
+        both = torch.cat([hidden[rows, first], hidden[rows, second]], 1)
+        logits = self.classifier(self.dropout(both))
+        loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
+        return {"logits": logits} if loss is None else {"loss": loss, "logits": logits}
+
+
+class Relations(Task):
+    """The relation of two marked places."""
+
+    markers = ("[E1]", "[/E1]", "[E2]", "[/E2]")
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.tokenizer.add_special_tokens({"additional_special_tokens": list(self.markers)})
+
+    def model(self) -> nn.Module:
+        made = WithMarkers(self.folder, len(self.tokenizer), len(self.labels))
+        kept = load_file(Path(self.folder, "model.safetensors"))
+        if "classifier.weight" in kept:
+            made.classifier.load_state_dict(
+                {name: kept[f"classifier.{name}"].float() for name in ("weight", "bias")}
+            )
+        return made
+
+    def save(self, model: Any, folder: Path) -> None:
+        model.bert.config.update(
+            {
+                "id2label": dict(enumerate(self.labels)),
+                "label2id": {name: i for i, name in enumerate(self.labels)},
+            }
+        )
+        super().save(model.bert, folder)
+        head = {f"classifier.{name}": value for name, value in model.classifier.state_dict().items()}
+        file = folder / "model.safetensors"
+        save_file({**load_file(file), **head}, file, metadata={"format": "pt"})
+
+    def features(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
+        texts = [re.sub(r"<(/?)e([12])>", r" [\1E\2] ", row["text"]) for row in rows]
+        made = self.tokenizer(texts, truncation=True, max_length=self.max_length)["input_ids"]
+        first, second = (self.tokenizer.convert_tokens_to_ids(self.markers[i]) for i in (0, 2))
+        numbers = {label: i for i, label in enumerate(self.labels)}
+        return [
+            {
+                "input_ids": ids,
+                "first": ids.index(first),
+                "second": ids.index(second),
+                "labels": numbers[row["label"]],
+            }
+            for ids, row in zip(made, rows, strict=True)
+        ]
+
+    def outputs(self, given: Any) -> torch.Tensor:
+        return given["logits"]
+
+    def scores(self, logits: list[np.ndarray], rows: Sequence[Row]) -> dict[str, float]:
+        found = [self.labels[int(one.argmax())] for one in logits]
+        return relation_scores([row["label"] for row in rows], found)
+
+
+class Answers(Task):
+    """The span of a context that answers a question; contexts of one window."""
+
+    auto = AutoModelForQuestionAnswering
+    longest = 30
+
+    @staticmethod
+    def labels_of(rows: Sequence[Row]) -> list[str]:
+        return ["LABEL_0", "LABEL_1"]
+
+    def _encode(self, rows: Sequence[Row]) -> Any:
+        asked, told = ([row[name] for row in rows] for name in ("question", "context"))
+        return self.tokenizer(
+            asked, told, truncation="only_second", max_length=self.max_length, return_offsets_mapping=True
+        )
+
+    def features(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
+        made, found = self._encode(rows), []
+        for i, row in enumerate(rows):
+            start, end = row["answer_start"], row["answer_start"] + len(row["answer"])
+            inside = [
+                place
+                for place, (low, high) in enumerate(made["offset_mapping"][i])
+                if made.sequence_ids(i)[place] == 1 and low < end and high > start
+            ]
+            first, last = (inside[0], inside[-1]) if inside else (0, 0)
+            one = {name: made[name][i] for name in ("input_ids", "token_type_ids")}
+            found.append({**one, "start_positions": first, "end_positions": last})
+        return found
+
+    def outputs(self, given: Any) -> torch.Tensor:
+        return torch.stack([given.start_logits, given.end_logits], -1)
+
+    def scores(self, logits: list[np.ndarray], rows: Sequence[Row]) -> dict[str, float]:
+        made, exact, f1 = self._encode(rows), [], []
+        for i, row in enumerate(rows):
+            context = np.array([part == 1 for part in made.sequence_ids(i)])
+            n = len(context)
+            sums = logits[i][:n, None, 0] + logits[i][None, :n, 1]
+            allowed = np.triu(np.ones((n, n), bool)) & ~np.triu(np.ones((n, n), bool), self.longest)
+            sums = np.where(allowed & context[:, None] & context[None], sums, -np.inf)
+            first, last = np.unravel_index(int(sums.argmax()), sums.shape)
+            spans = made["offset_mapping"][i]
+            found = row["context"][spans[first][0] : spans[last][1]]
+            exact.append(_words(found) == _words(row["answer"]))
+            f1.append(_word_f1(_words(row["answer"]), _words(found)))
+        return {"exact_match": float(np.mean(exact)), "f1": float(np.mean(f1))}
+
+
+KINDS = {
+    "classification": Task,
+    "regression": Regression,
+    "entities": Entities,
+    "relations": Relations,
+    "answers": Answers,
+}
+
+
+@torch.inference_mode()
+def score(task: Task, rows: Sequence[Row]) -> dict[str, float]:
+    """The figures of a finished model on rows, in float32."""
+    model = task.model().float().eval()
+    features = task.features(rows)
+    order = sorted(range(len(features)), key=lambda i: len(features[i]["input_ids"]))
+    found: list[Any] = [None] * len(features)
+    for at in range(0, len(order), 64):
+        some = order[at : at + 64]
+        batch = task.collate([features[i] for i in some])
+        given = {
+            name: value for name, value in batch.items() if "label" not in name and "_positions" not in name
+        }
+        for i, logits in zip(some, task.outputs(model(**given)).numpy(), strict=True):
+            found[i] = logits
+    return task.scores(found, rows)
+
+
+def entity_scores(true: list[list[str]], found: list[list[str]]) -> dict[str, float]:
+    """Micro precision, recall and F1 of whole entities, read as conlleval does: I- after another type begins one."""
+    spans = [[{(i, *span) for i, tags in enumerate(of) for span in _spans(tags)}] for of in (true, found)]
+    (a,), (b,) = spans
+    right = len(a & b)
+    scores = {
+        "f1": 2 * right / max(1, len(a) + len(b)),
+        "precision": right / max(1, len(b)),
+        "recall": right / max(1, len(a)),
+    }
+    try:
+        from seqeval.metrics import f1_score
+    except ImportError:
+        return scores
+    assert abs(scores["f1"] - f1_score(true, found)) < 1e-9, "seqeval counts otherwise"
+    return scores
+
+
+def _spans(tags: list[str]) -> list[tuple[str, int, int]]:
+    found, start = [], 0
+    for i, (tag, before) in enumerate(zip([*tags, "O"], ["O", *tags], strict=True)):
+        continues = tag.startswith("I-") and tag[2:] == before[2:]
+        if before != "O" and not continues:
+            found.append((before[2:], start, i))
+        if not continues:
+            start = i
+    return found
+
+
+def relation_scores(true: list[str], found: list[str]) -> dict[str, float]:
+    """Macro F1 of SemEval-2010 task 8: over the relations without Other, right only with the right direction."""
+    from sklearn.metrics import accuracy_score
+
+    def relation(label: str) -> str:
+        return label.partition("(")[0]
+
+    truths, claims = Counter(map(relation, true)), Counter(map(relation, found))
+    right = Counter(relation(a) for a, b in zip(true, found, strict=True) if a == b)
+    f1 = [2 * right[name] / (truths[name] + claims[name]) for name in truths if name != "Other"]
+    return {"macro_f1": float(np.mean(f1)), "accuracy": float(accuracy_score(true, found))}
+
+
+def _words(text: str) -> list[str]:
+    """As SQuAD's evaluate-v2.0.py normalises answers."""
+    text = "".join(character for character in text.lower() if character not in string.punctuation)
+    return re.sub(r"\b(a|an|the)\b", " ", text).split()
+
+
+def _word_f1(true: list[str], found: list[str]) -> float:
+    if not true or not found:
+        return float(true == found)
+    return 2 * sum((Counter(true) & Counter(found)).values()) / (len(true) + len(found))
