@@ -143,6 +143,9 @@ class Engine:
             self.around.before_update()
         self._idle = self.objective.idle(counts)
         self.apply(lr, step)
+        if self._idle and self.settings.zero == 3:
+            # else the norm of a later step would count what heads had that are idle then
+            self.optimizer.grad_partitions_flat_buffer.zero_()
         self._idle = ()
         if self.around is not None:
             self.around.after_update(step)

@@ -385,6 +385,8 @@ def main(rank: int, world: int, folder: Path, job: str, meeting: str) -> None:
     """One process of the group. PATH has no compiler: DeepSpeed must do without."""
     import torch.distributed as dist
 
+    from tests.train import several_ranks
+
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
     found = {
         "stages": stages,
@@ -395,6 +397,10 @@ def main(rank: int, world: int, folder: Path, job: str, meeting: str) -> None:
         "tasks": tasks,
         "more_tasks": more_tasks,
         "levers": levers,
+        "several_stages": several_ranks.stages,
+        "several_more_stages": several_ranks.more_stages,
+        "several_again": several_ranks.again,
+        "several_levers": several_ranks.levers,
     }[job](folder, rank)
     if rank == 0:
         (folder / f"{job}-{world}.json").write_text(json.dumps(found))

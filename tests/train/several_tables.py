@@ -63,9 +63,17 @@ def several_of(
     folder: Path, name: str, *, write_files: bool = True, **changes: Any
 ) -> tuple[FinetuneConfig, Prepared, SeveralTasks]:
     """What the loop runs, its files written."""
+    config, prepared = prepared_of(folder, name, write_files=write_files, **changes)
+    return config, prepared, SeveralTasks(config, prepared.job)
+
+
+def prepared_of(
+    folder: Path, name: str, *, write_files: bool = True, **changes: Any
+) -> tuple[FinetuneConfig, Prepared]:
+    """Settings and job, its files written."""
     config = load(FinetuneConfig, settings=several_settings(folder, folder / name, **changes))
     prepared = prepare_job(config)
     complete_job(prepared, config, gpu=False, workers=2)
     for file, content in prepared.files.items() if write_files else ():
         Store(config.output.path).write(file, content)
-    return config, prepared, SeveralTasks(config, prepared.job)
+    return config, prepared
