@@ -8,46 +8,68 @@ from collections.abc import Sequence
 # what HTML may not hold, and lone surrogates, which UTF-8 cannot
 _UNFIT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
-_PAGE_WIDTH = 1216  # pixels, the 76rem below
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1a1a1a; --paper: #fff; --line: #c4c4c4; --soft: #f3f5f7; --link: #0b57a4;
-  --good: #00664b; --bad: #a63c00; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e8e8e8; --paper: #16181b; --line: #4a4e54; --soft: #22262b; --link: #8cc4ff; --good: #5fd3ac;
-    --bad: #ffa366; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 76rem; padding: 1rem 1.5rem 4rem; background: var(--paper); color: var(--ink);
-  font: 16px/1.5 system-ui, sans-serif; }
-a { color: var(--link); }
-:focus-visible { outline: 3px solid var(--link); outline-offset: 2px; }
-.skip { position: absolute; left: -99rem; }
-.skip:focus { position: static; }
-h1 { font-size: 1.6rem; line-height: 1.25; overflow-wrap: anywhere; }
-h2 { font-size: 1.25rem; margin-top: 2.5rem; border-bottom: 1px solid var(--line); padding-bottom: .25rem; }
-nav ul { display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; padding: 0; list-style: none; }
-dl.figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: 1rem; margin: 0; }
-dl.figures div { background: var(--soft); border: 1px solid var(--line); border-radius: .5rem; padding: .75rem 1rem; }
-dl.figures dt { font-weight: 600; }
-dl.figures dd { margin: 0; font-variant-numeric: tabular-nums; }
-dl.figures .now { font-size: 1.7rem; line-height: 1.3; }
-.better { color: var(--good); font-weight: 600; }
-.worse { color: var(--bad); font-weight: 600; }
-.scroll { overflow-x: auto; }
-.tall { max-height: 40rem; overflow-y: auto; }
-table { border-collapse: collapse; }
-caption { text-align: left; padding: .25rem 0 .5rem; color: inherit; }
-th, td { padding: .25rem .75rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
-thead th { background: var(--soft); }
-.tall thead th { position: sticky; top: 0; }
-td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-td.text { min-width: 18rem; overflow-wrap: anywhere; }
-td.name, th[scope=row] { overflow-wrap: anywhere; font-weight: 400; }
-tbody.total tr:first-child > * { border-top: 2px solid var(--ink); }
-figure { margin: 1rem 0; }
-img { max-width: 100%; height: auto; background: #fff; border-radius: .25rem; }
-.wide img { max-width: none; }
-summary { cursor: pointer; font-weight: 600; }
-@media print { .tall { max-height: none; } nav, .skip { display: none; } }
+DENSITY = 2
+"""Dots of a picture for one of the page's pixels: sharp on dense screens, on paper and when enlarged."""
+
+_PAGE_WIDTH = 1168  # pixels, the 76rem below less the padding
+# a name may be broken behind these, and in the middle of a word only where nothing else helps
+_BREAKS = re.compile(r"(?<=[_/.:])(?=\w)")
+_LIGHT = """--ink: #1a1a1a; --paper: #fff; --line: #c4c4c4; --soft: #f3f5f7; --link: #0b57a4;
+  --good: #00664b; --bad: #a63c00;"""
+_STYLE = f"""
+:root {{ color-scheme: light dark; {_LIGHT} }}
+@media (prefers-color-scheme: dark) {{
+  :root {{ --ink: #e8e8e8; --paper: #16181b; --line: #4a4e54; --soft: #22262b; --link: #8cc4ff; --good: #5fd3ac;
+    --bad: #ffa366; }}
+  img {{ filter: brightness(.88); }} }}
+* {{ box-sizing: border-box; }}
+body {{ margin: 0 auto; max-width: 76rem; padding: 1rem 1.5rem 4rem; background: var(--paper); color: var(--ink);
+  font: 16px/1.5 system-ui, sans-serif; }}
+a {{ color: var(--link); }}
+:focus-visible {{ outline: 3px solid var(--link); outline-offset: 2px; }}
+main:focus {{ outline: none; }}
+.skip {{ position: absolute; left: -99rem; }}
+.skip:focus {{ position: static; }}
+h1 {{ font-size: 1.6rem; line-height: 1.25; overflow-wrap: anywhere; }}
+h2 {{ font-size: 1.25rem; margin-top: 2.5rem; border-bottom: 1px solid var(--line); padding-bottom: .25rem; }}
+header ul {{ padding: 0; list-style: none; overflow-wrap: anywhere; }}
+nav ul {{ display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; }}
+dl.figures {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: 1rem; margin: 0; }}
+dl.figures div {{ background: var(--soft); border: 1px solid var(--line); border-radius: .5rem; padding: .75rem 1rem; }}
+dl.figures dt {{ font-weight: 600; }}
+dl.figures dd {{ margin: 0; font-variant-numeric: tabular-nums; text-wrap: balance; }}
+dl.figures .now {{ font-size: 1.7rem; line-height: 1.3; }}
+.better {{ color: var(--good); font-weight: 600; }}
+.worse {{ color: var(--bad); font-weight: 600; }}
+.scroll {{ overflow-x: auto; margin-bottom: 1rem; }}
+.tall {{ max-height: 40rem; overflow-y: auto; border-bottom: 1px solid var(--line); }}
+table {{ border-collapse: collapse; }}
+caption {{ text-align: left; padding: .25rem 0 .5rem; color: inherit; position: sticky; left: 0;
+  max-width: calc(100vw - 3rem); }}
+th, td {{ padding: .25rem .75rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }}
+thead th {{ background: var(--soft); }}
+.tall thead th {{ position: sticky; top: 0; }}
+td.number, th.number {{ text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }}
+td, th {{ overflow-wrap: break-word; max-width: 40rem; }}
+td.text, th.text {{ min-width: 16rem; }}
+tbody th {{ font-weight: 400; }}
+tbody.total tr:first-child > * {{ border-top: 2px solid var(--ink); }}
+figure {{ margin: 1rem 0; }}
+figure .scroll {{ margin: 0; }}
+img {{ display: block; max-width: 100%; height: auto; background: #fff; border-radius: .25rem; }}
+summary {{ cursor: pointer; font-weight: 600; }}
+details caption {{ position: absolute; clip-path: inset(50%); }}
+@media print {{
+  :root {{ color-scheme: light; {_LIGHT} }}
+  body {{ padding: 0; max-width: none; font-size: 11px; }}
+  nav, .skip {{ display: none; }}
+  .scroll, .tall {{ max-height: none; overflow: visible; }}
+  .tall thead th {{ position: static; }}
+  th, td {{ padding: .15rem .4rem; overflow-wrap: anywhere; }}
+  td.text, th.text {{ min-width: 12rem; }}
+  img {{ filter: none; min-width: 0 !important; max-height: 95vh; object-fit: contain; object-position: left; }}
+  h2, tr, figure {{ break-inside: avoid; }}
+  h2, caption {{ break-after: avoid; }} }}
 """
 
 
@@ -94,7 +116,8 @@ def figures(items: Sequence[tuple[str, str, str, str]]) -> str:
     """Large figures: (name, value, what it was and the difference, verdict)."""
     cards = "".join(
         f'<div><dt>{escape(name)}</dt><dd class="now">{escape(value)}</dd>'
-        + (f"<dd>{escape(change)} {_verdict(verdict)}</dd>" if change else "")
+        + (f"<dd>{escape(change)}</dd>" if change else "")
+        + (f"<dd>{_verdict(verdict)}</dd>" if verdict else "")
         + "</div>"
         for name, value, change, verdict in items
     )
@@ -116,17 +139,21 @@ def table(caption: str, header: Sequence[Cell], *bodies: Sequence[Sequence[Cell]
 
 
 def picture(png: bytes, alt: str, caption: str) -> str:
-    """A picture that is inside the page. `alt` says what it shows to those who do not see it.
+    """A picture that is inside the page, of DENSITY dots a pixel. `alt` says what it shows to those who do not see it.
 
-    One that is wider than the page scrolls: made to fit, its smallest letters could not be read.
+    On a narrow screen it shrinks to three quarters, one that is wider than the page not at all: it scrolls. Made to fit,
+    its smallest letters could not be read.
     """
-    width, height = (int.from_bytes(png[at : at + 4], "big") for at in (16, 20))  # of the PNG's header
-    data, words = base64.b64encode(png).decode(), escape(alt)
-    image = f'<img src="data:image/png;base64,{data}" alt="{words}" width="{width}" height="{height}">'
-    if width > _PAGE_WIDTH:
-        name = escape(caption)
-        image = f'<div class="scroll wide" tabindex="0" role="region" aria-label="{name}">{image}</div>'
-    return f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>\n"
+    # of the PNG's header
+    width, height = (int.from_bytes(png[at : at + 4], "big") // DENSITY for at in (16, 20))
+    data, words, name = base64.b64encode(png).decode(), escape(alt), escape(caption)
+    least = width if width > _PAGE_WIDTH else width * 3 // 4
+    image = (
+        f'<img src="data:image/png;base64,{data}" alt="{words}" width="{width}" height="{height}" '
+        f'style="min-width:{least}px">'
+    )
+    image = f'<div class="scroll" tabindex="0" role="region" aria-label="{name}">{image}</div>'
+    return f"<figure>{image}<figcaption>{name}</figcaption></figure>\n"
 
 
 def paragraph(text: str) -> str:
@@ -142,14 +169,21 @@ def folded(summary: str, body: str, *, opened: bool) -> str:
 def _row(cells: Sequence[Cell]) -> str:
     first, *others = cells
     # dir=auto: a text in Arabic or Hebrew reads from the right, whatever its neighbours do
-    head = f'<th scope="row" dir="auto"{_class(first)}>{escape(first.text)}</th>'
+    head = f'<th scope="row" dir="auto"{_class(first)}>{_breakable(first)}</th>'
     return f"<tr>{head}{''.join(map(_data, others))}</tr>\n"
 
 
 def _data(cell: Cell) -> str:
     if cell.kind in ("better", "worse"):
         return f"<td>{_verdict(cell.text)}</td>"
-    return f'<td dir="auto"{_class(cell)}>{escape(cell.text)}</td>'
+    return f'<td dir="auto"{_class(cell)}>{_breakable(cell)}</td>'
+
+
+def _breakable(cell: Cell) -> str:
+    """A long name may go on in another line behind _ and the like."""
+    if cell.kind != "name":
+        return escape(cell.text)
+    return "<wbr>".join(map(escape, _BREAKS.split(cell.text)))
 
 
 def _class(cell: Cell) -> str:

@@ -4,10 +4,11 @@ import io
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from raybert.evaluate.page import DENSITY
 from raybert.evaluate.result import Evaluation
 from raybert.evaluate.tables import printable
 
@@ -19,6 +20,9 @@ MOST_LABELS = 100
 """Labels that a picture shows; more cannot be read."""
 _NUMBERS_IN_CELLS = 25
 _LONGEST_NAME = 32
+_DOTS = 110  # an inch, of the page
+# inches, of a confusion matrix: a page's width, beside and above the matrix, and a cell whose name can still be read
+_WIDEST, _BAR, _TITLE, _LEAST_CELL = 10.6, 0.8, 0.35, 0.095
 # Okabe and Ito's colours, told apart by colour-blind readers too; lines also differ in their marks
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKS = ("o", "s", "^", "D", "v", "P", "X")
@@ -48,19 +52,26 @@ def draw_confusion(evaluation: Evaluation) -> bytes:
         title += f": the {len(shown)} of {len(matrix)} labels with the most errors"
     shares = (matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1))[np.ix_(shown, shown)]
     counts, names = matrix[np.ix_(shown, shown)], [_name(evaluation.labels[i]) for i in shown]
-    cell = 0.6 if len(names) <= _NUMBERS_IN_CELLS else 0.16
+    few = len(names) <= _NUMBERS_IN_CELLS
+    size = 9 if few else 6
+    # a letter is 0.6 of the size wide, more or less
+    margin = 0.6 * size / 72 * max(map(len, names)) + 0.4
+    cell = 0.6 if few else min(0.2, max(_LEAST_CELL, (_WIDEST - margin - _BAR) / len(names)))
     side = max(2.4, cell * len(names))
-    margin = 0.085 * max(map(len, names)) + 0.7
-    figure = _figure(side + margin + 1.0, side + margin + 0.6)
-    axes = figure.subplots()
+    width, height = side + margin + _BAR, side + margin + _TITLE
+    figure = _figure(width, height, layout=None)
+    axes = figure.add_axes((margin / width, margin / height, side / width, side / height))
     # by the square root, so that a label lost in one of a hundred rows is still seen
     image = axes.imshow(shares, cmap="cividis", norm=PowerNorm(0.5, 0, 1))
-    figure.colorbar(image, ax=axes, label="share of the true label's rows", shrink=0.8, fraction=0.04)
-    size = 9 if len(names) <= _NUMBERS_IN_CELLS else 7
+    length = min(side, 4)
+    bar = figure.add_axes(
+        ((margin + side + 0.12) / width, (margin + side - length) / height, 0.12 / width, length / height)
+    )
+    figure.colorbar(image, cax=bar, label="share of the true label's rows")
     axes.set_xticks(range(len(names)), names, rotation=90, fontsize=size, parse_math=False)
     axes.set_yticks(range(len(names)), names, fontsize=size, parse_math=False)
     _label(axes, title, "predicted label", "true label")
-    if len(names) <= _NUMBERS_IN_CELLS:
+    if few:
         for (row, column), count in np.ndenumerate(counts):
             colour = "black" if shares[row, column] > 0.25 else "white"
             axes.text(column, row, f"{count}", ha="center", va="center", color=colour, fontsize=8)
@@ -184,15 +195,18 @@ def _both(before: Evaluation | None, after: Evaluation) -> list[tuple[Evaluation
 
 def _name(label: str) -> str:
     text = printable(label)
-    return text if len(text) <= _LONGEST_NAME else text[: _LONGEST_NAME - 1] + "…"
+    if len(text) <= _LONGEST_NAME:
+        return text
+    # names that begin alike differ at the end
+    return f"{text[: _LONGEST_NAME - 15]}…{text[-14:]}"
 
 
-def _figure(width: float, height: float) -> "Figure":
+def _figure(width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> "Figure":
     """In inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout=layout)
     FigureCanvasAgg(figure)
     return figure
 
@@ -216,5 +230,5 @@ def _png(figure: "Figure") -> bytes:
     buffer = io.BytesIO()
     with warnings.catch_warnings():  # a box stands for a character that the font lacks
         warnings.filterwarnings("ignore", message="Glyph .* missing")
-        figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
+        figure.savefig(buffer, format="png", dpi=_DOTS * DENSITY, metadata={"Software": None})
     return buffer.getvalue()

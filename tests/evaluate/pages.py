@@ -4,7 +4,7 @@ import base64
 import html.parser
 import itertools
 
-VOID = {"meta", "img", "br", "hr", "link", "input"}
+VOID = {"meta", "img", "br", "hr", "link", "input", "wbr"}
 
 
 class Page(html.parser.HTMLParser):
