@@ -1,7 +1,7 @@
 """Fine-tuning of real tasks: raybert.finetune against Hugging Face's Trainer, the same recipe, seed by seed.
 
     python tests/benchmarks/finetune.py [tasks=banking77,sst2] [seeds=0,1,2] [sides=raybert,trainer] [rows=0]
-        [precision=auto] [workers=1] [threads=] [epochs=] [lr=] [data=../shared/data] [output=FILE.json]
+        [split=test] [precision=auto] [workers=1] [threads=] [epochs=] [lr=] [data=../shared/data] [output=FILE.json]
 
 One process a side and seed, one after the other: the same weights to begin with (all-MiniLM-L6-v2), rows, labels, batch
 size, learning rate (linear with warmup), weight decay, AdamW, dropout, clipping, epochs and precision; the last model is
@@ -11,7 +11,8 @@ before. Every finished model, whoever trained it, is read back by plain transfor
 scikit-learn, scipy and a few lines that are not raybert's (plain_tasks.py), in float32.
 
 seconds are those of all updates, without loading, tokenizing and saving; wall those of the whole process until the model
-is saved (raybert's begins a Ray). tokens are real ones. threads, all cores unless told, are those of a side together. rows=N takes N rows of each table, for a try. Results that are in
+is saved (raybert's begins a Ray). tokens are real ones. threads, all cores unless told, are those of a side together. rows=N takes N rows of each table, for a try; split=dev
+scores on dev.parquet, to choose a recipe. Results that are in
 the output file already, of the same recipe, are not computed again. Prints a table and the file.
 """
 
@@ -38,6 +39,7 @@ DEFAULTS = {
     "seeds": "0,1,2",
     "sides": "raybert,trainer",
     "rows": "0",
+    "split": "test",
     "precision": "auto",
     "workers": "1",
     "threads": "",
@@ -64,6 +66,7 @@ def main(words: list[str]) -> int:
         report["results"] = json.loads(output.read_text())["results"]
     shared = {
         "precision": recipes.pick_precision(settings["precision"]),
+        "split": settings["split"],
         "workers": int(settings["workers"]),
         "threads": int(settings["threads"] or recipes.cores()),
     }
@@ -124,6 +127,7 @@ def table(results: Sequence[Result]) -> str:
                 recipe,
                 one["precision"],
                 str(one["rows"]),
+                one["split"],
                 f"{one['workers']} of {one['threads']}",
                 one["side"],
             ),
@@ -175,7 +179,7 @@ def side(job: Result, tables: Path) -> Result:
         import plain_tasks
 
         finished = plain_tasks.KINDS[recipe.kind](str(model), recipe.max_length)
-        figures = plain_tasks.score(finished, _rows(tables / "test.parquet"))
+        figures = plain_tasks.score(finished, _rows(tables / f"{job['split']}.parquet"))
     figures = {recipe.figure: figures[recipe.figure], **figures}
     speed = {"seconds": seconds, "tokens": tokens, "tokens_per_second": tokens / seconds, "wall": wall}
     return {"figures": figures, **speed}

@@ -129,7 +129,7 @@ def _run(job: Result, recipe: recipes.Recipe, tables: Path, folder: Path) -> Res
     report = finetune(settings)
     wall = time.perf_counter() - started
     seconds, tokens = recipes.time_of(json.loads((folder / "run/_raybert/history.json").read_text()))
-    trained, every = _parameters(settings, dict(report.plan))
+    trained, every = _parameters(settings, report)
     figures = {key.removeprefix("held_out_"): value for key, value in report.figures.items()}
     return {
         "value": figures[recipe.figure],
@@ -142,14 +142,18 @@ def _run(job: Result, recipe: recipes.Recipe, tables: Path, folder: Path) -> Res
     }
 
 
-def _parameters(settings: Mapping[str, Any], job: dict[str, Any]) -> tuple[int, int]:
+def _parameters(settings: Mapping[str, Any], report: Any) -> tuple[int, int]:
     """(parameters that are trained, all) of the model that a run begins with."""
+    if "trained_parameters" in report.figures:
+        return report.figures["trained_parameters"], report.figures["parameters"]
     from raybert.config import load
     from raybert.config.finetune import FinetuneConfig
     from raybert.train.finetuning import Finetuning
     from raybert.train.freezing import trainable_parameters
 
-    return trainable_parameters(Finetuning(load(FinetuneConfig, settings=settings), job).model(None))
+    return trainable_parameters(
+        Finetuning(load(FinetuneConfig, settings=settings), dict(report.plan)).model(None)
+    )
 
 
 def table(jobs: Sequence[Result], results: Sequence[Result]) -> str:

@@ -288,8 +288,8 @@ class Answers(Task):
             first, last = np.unravel_index(int(sums.argmax()), sums.shape)
             spans = made["offset_mapping"][i]
             found = row["context"][spans[first][0] : spans[last][1]]
-            exact.append(_words(found) == _words(row["answer"]))
-            f1.append(_word_f1(_words(row["answer"]), _words(found)))
+            exact.append(answer_words(found) == answer_words(row["answer"]))
+            f1.append(word_f1(answer_words(row["answer"]), answer_words(found)))
         return {"exact_match": float(np.mean(exact)), "f1": float(np.mean(f1))}
 
 
@@ -362,13 +362,14 @@ def relation_scores(true: list[str], found: list[str]) -> dict[str, float]:
     return {"macro_f1": float(np.mean(f1)), "accuracy": float(accuracy_score(true, found))}
 
 
-def _words(text: str) -> list[str]:
+def answer_words(text: str) -> list[str]:
     """As SQuAD's evaluate-v2.0.py normalises answers."""
     text = "".join(character for character in text.lower() if character not in string.punctuation)
     return re.sub(r"\b(a|an|the)\b", " ", text).split()
 
 
-def _word_f1(true: list[str], found: list[str]) -> float:
+def word_f1(true: list[str], found: list[str]) -> float:
+    """F1 of the words, repeated ones as often as they occur."""
     if not true or not found:
         return float(true == found)
     return 2 * sum((Counter(true) & Counter(found)).values()) / (len(true) + len(found))

@@ -83,10 +83,10 @@ def cut_tables(recipe: Recipe, data: str, rows: int, folder: Path) -> Path:
         return source
     made = folder / f"{recipe.folder}-{rows}"
     made.mkdir(exist_ok=True)
-    for part in ("train", "test"):
-        table = pq.read_table(source / f"{part}.parquet")
+    for file in source.glob("*.parquet"):
+        table = pq.read_table(file)
         order = np.random.default_rng(0).permutation(len(table))[:rows]
-        pq.write_table(table.take(order), made / f"{part}.parquet")
+        pq.write_table(table.take(order), made / file.name)
     return made
 
 
