@@ -300,7 +300,7 @@ def changed_rows(
     used = table.take(pa.array(examples.row[examples.first]))
     columns: dict[str, Any] = {}
     for name, rows in predicted.items():
-        found = side.shown_rows(rows, used, examples, head.settings)
+        found = side.shown_rows(rows, used, examples, head.labels, head.settings)
         columns |= {key: found[key] for key in ("text", "label")}
         columns[name] = found["predicted"]
         columns |= {f"{name}_{key}": found[key] for key in ("probability", "score") if key in found}

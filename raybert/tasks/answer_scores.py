@@ -31,6 +31,12 @@ def word_f1(true: str, predicted: str) -> float:
     return 2 * common / (len(a) + len(b))
 
 
+def best_scores(answers: Sequence[str], text: str) -> tuple[float, float]:
+    """Exact match and F1 of a predicted answer ("" for none), each the best over all right ones ([] for none)."""
+    right = [answer for answer in answers if normalize_answer(answer)] or [""]
+    return max(exact_match(answer, text) for answer in right), max(word_f1(answer, text) for answer in right)
+
+
 class AnswerScores:
     """Means over rows of the best of a row's right answers. Streaming: sums only. From 0 to 1 (SQuAD says 0 to 100).
 
@@ -45,9 +51,7 @@ class AnswerScores:
     def add(self, true: Sequence[Sequence[str]], predicted: Sequence[str]) -> None:
         """All right answers of every row ([] for none), and the predicted one ("" for none)."""
         for answers, text in zip(true, predicted, strict=True):
-            right = [answer for answer in answers if normalize_answer(answer)] or [""]
-            exact = max(exact_match(answer, text) for answer in right)
-            self.sums[int(bool(answers))] += exact, max(word_f1(answer, text) for answer in right), 1
+            self.sums[int(bool(answers))] += *best_scores(answers, text), 1
 
     def merge(self, other: "AnswerScores") -> None:
         """Add the sums of another worker."""

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 from raybert.config.tasks import AnswersSettings
 from raybert.tasks.answer_rows import read_questions, true_answers
-from raybert.tasks.answer_scores import AnswerScores
+from raybert.tasks.answer_scores import AnswerScores, best_scores
 from raybert.tasks.columns import strings_of
 from raybert.tasks.examples import IGNORED, Examples, Lists
 from raybert.tasks.sequences import Frame, Windows, frame, lay_out, windows, with_specials
@@ -138,11 +138,10 @@ def _examples(at: Places, cut: Windows, specials: Frame, tokens: np.ndarray | No
 
 
 def predict(logits: np.ndarray, examples: Examples, settings: AnswersSettings) -> dict[str, np.ndarray]:
-    """What is kept of the logits of a batch: the best span of every sequence, in arrays [n].
+    """The best span of every sequence, in arrays [n].
 
     The score of a span is the sum of the start logit of its first and the end logit of its last token; all spans of at
-    most `max_answer` tokens of the context are compared (not only those of the 20 best starts and ends). Concatenate
-    over batches and workers, in any order, for `score` and `decode`: the windows of a row need not be in one batch.
+    most `max_answer` tokens of the context are compared (not only those of the 20 best starts and ends).
 
     Args:
         logits: [tokens, 2], start and end, in the order of `examples.ids.values`.
@@ -163,64 +162,92 @@ def predict(logits: np.ndarray, examples: Examples, settings: AnswersSettings) -
     }
 
 
-def decode(
-    found: Mapping[str, np.ndarray], table: pa.Table, labels: Sequence[str], settings: AnswersSettings
-) -> list[dict[str, Any] | None]:
-    """The best span of every row of the table, over all its windows; None for rows without examples.
+def output_fields(settings: AnswersSettings) -> dict[str, pa.DataType]:
+    """What `decode` gives of a row."""
+    del settings
+    return {
+        "answer": pa.string(),
+        "start": pa.int32(),
+        "score": pa.float32(),
+        "null_difference": pa.float32(),
+    }
 
-    No answer scores the smallest `null` of the row's windows (as BERT's run_squad.py); `null_difference` is that less
-    the score of the best span. {text, start, end, score, null_difference}; for no answer, which
-    `allow_unanswerable` and a difference above `null_threshold` make, the text is "" and start and end are None.
+
+def decode(
+    outputs: Mapping[str, np.ndarray], examples: Examples, labels: Sequence[str], settings: AnswersSettings
+) -> list[dict[str, Any]]:
+    """The best span of every row of examples that have their texts, over all its windows, from the logits [tokens, 2].
+
+    {answer, start, score, null_difference}: `start` is in characters of the context, `score` the sum of two logits. No
+    answer scores the smallest `null` of the row's windows (as BERT's run_squad.py); `null_difference` is that less the
+    score of the best span. For no answer, which `allow_unanswerable` and a difference above `null_threshold` make, answer
+    and start are None.
     """
     del labels
-    return _best(found, strings_of(table, settings.context)[0], settings)
-
-
-def _best(
-    found: Mapping[str, np.ndarray], contexts: Sequence[str], settings: AnswersSettings
-) -> list[dict[str, Any] | None]:
+    found = predict(outputs["logits"], replace(examples, row=examples.number), settings)
+    contexts = examples.truth["context"][examples.first]
     order = np.lexsort((found["start"], -found["score"], found["row"]))
     rows, which = np.unique(found["row"][order], return_index=True)
     null = np.full(len(contexts), np.inf)
     np.minimum.at(null, found["row"], found["null"])
-    decoded: list[dict[str, Any] | None] = [None] * len(contexts)
+    decoded = []
     for row, k in zip(rows, order[which], strict=True):
         best, none = float(found["score"][k]), float(null[row])
-        answer = {"text": "", "start": None, "end": None, "score": none, "null_difference": none - best}
+        answer = {"answer": None, "start": None, "score": none, "null_difference": none - best}
         if not settings.allow_unanswerable or none - best <= settings.null_threshold:
             start, text = int(found["start"][k]), contexts[row][found["start"][k] : found["end"][k]]
             start += len(text) - len(text.lstrip())
-            text = text.strip()
-            answer |= {"text": text, "start": start, "end": start + len(text), "score": best}
-        decoded[row] = answer
+            answer |= {"answer": text.strip(), "start": start, "score": best}
+        decoded.append(answer)
     return decoded
 
 
-def score(
-    found: Mapping[str, np.ndarray], table: pa.Table, labels: Sequence[str], settings: AnswersSettings
-) -> AnswerScores:
-    """The scores of what `predict` found in rows of a labelled table; rows without examples are passed over."""
-    true = true_answers(table, settings).answers
-    decoded = decode(found, table, labels, settings)
-    kept = [row for row, answer in enumerate(decoded) if answer is not None]
-    scores = AnswerScores()
-    scores.add([true[row] for row in kept], [decoded[row]["text"] for row in kept])
-    return scores
+def with_texts(examples: Examples, table: pa.Table, settings: AnswersSettings) -> Examples:
+    """Examples of `prepare` with what `decode` needs: the `context` of their rows."""
+    contexts, first = read_questions(table, settings)[1], examples.first
+    given = np.full(len(examples), "", object)
+    given[first] = [contexts[row] for row in examples.row[first]]
+    return replace(examples, truth={**examples.truth, "context": given})
 
 
 def with_truth(
     examples: Examples, table: pa.Table, labels: Sequence[str], settings: AnswersSettings
 ) -> Examples:
-    """Examples of `prepare` with what `Scores` compares with: the `context` and the right `answers` of their rows."""
+    """Examples of `prepare` with what `Scores` compares with: the right `answers` of their rows; and their texts."""
     del labels
     true, first = true_answers(table, settings), examples.first
     rows = examples.row[first]
-    contexts = np.full(len(examples), "", object)
-    contexts[first] = [true.contexts[row] for row in rows]
     counts = np.zeros(len(examples), np.int64)
     counts[first] = [len(true.answers[row]) for row in rows]
     answers = np.array([text for row in rows for text in true.answers[row]], object)
-    return replace(examples, truth={"context": contexts, "answers": Lists(answers, offsets_of(counts))})
+    examples = with_texts(examples, table, settings)
+    return replace(examples, truth={**examples.truth, "answers": Lists(answers, offsets_of(counts))})
+
+
+def shown_rows(
+    decoded: Sequence[Mapping[str, Any]],
+    table: pa.Table,
+    examples: Examples,
+    labels: Sequence[str],
+    settings: AnswersSettings,
+) -> dict[str, list[Any]]:
+    """How rows are shown in a report: the question as `text`, the right answers as `label`, the one `predicted`, and its F1
+    as `score`. `examples` have their truth."""
+    del labels
+    true = _true_of_rows(examples)
+    found = [row["answer"] or "" for row in decoded]
+    return {
+        "text": strings_of(table, settings.question)[0],
+        "label": [" / ".join(dict.fromkeys(texts)) or "no answer" for texts in true],
+        "predicted": [text or "no answer" for text in found],
+        "score": [best_scores(texts, text)[1] for texts, text in zip(true, found, strict=True)],
+    }
+
+
+def _true_of_rows(examples: Examples) -> list[list[str]]:
+    answers = examples.truth["answers"]
+    bounds = np.stack([answers.offsets[:-1], answers.offsets[1:]], 1)[examples.first]
+    return [answers.values[a:b].tolist() for a, b in bounds]
 
 
 class Scores:
@@ -234,12 +261,8 @@ class Scores:
 
     def add(self, outputs: Mapping[str, np.ndarray], examples: Examples) -> None:
         """The logits [tokens, 2] of all windows of some rows."""
-        _, first, number = np.unique(examples.row, return_index=True, return_inverse=True)
-        found = predict(outputs["logits"], replace(examples, row=number), self._settings)
-        contexts, answers = examples.truth["context"], examples.truth["answers"]
-        decoded = _best(found, contexts[first].tolist(), self._settings)
-        true = [answers.values[answers.offsets[i] : answers.offsets[i + 1]].tolist() for i in first]
-        self.counted.add(true, [answer["text"] for answer in decoded])
+        decoded = decode(outputs, examples, [], self._settings)
+        self.counted.add(_true_of_rows(examples), [row["answer"] or "" for row in decoded])
 
     def merge(self, state: str) -> None:
         """Add the `to_json` of another worker."""

@@ -138,13 +138,14 @@ def shown_rows(
     decoded: Sequence[Mapping[str, Any]],
     table: pa.Table,
     examples: Examples,
+    labels: Sequence[str],
     settings: ClassificationSettings,
 ) -> dict[str, list[Any]]:
     """How rows are shown in a report: `text`, the true `label`, `predicted` and, of one label a row, its `probability`.
 
     `table` has the rows of the examples.
     """
-    del examples
+    del examples, labels
     texts = table["text"].to_pylist()
     if "text_pair" in table.column_names:
         texts = [

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from raybert.evaluate.scores import LabelScore, label_scores, precision_recall_f1
+
 _DIRECTION = re.compile(r"\((?:e1,e2|e2,e1)\)$")
 
 
@@ -39,27 +41,30 @@ class RelationScores:
         assert self.labels == other.labels, "scores of different labels"
         self.counts += other.counts
 
+    def per_label(self) -> list[LabelScore]:
+        """Precision, recall, F1 and support of every relation."""
+        return label_scores(self.relations, *self._counts())
+
     def result(self) -> dict[str, float]:
         """All scores by name; those of the class's docstring."""
-        n = len(self.relations)
-        right, predicted, true = (
-            np.bincount(self._of, counts, n + 1)[:n]
-            for counts in (self.counts.diagonal(), self.counts.sum(0), self.counts.sum(1))
-        )
-        precision, recall = right / np.maximum(predicted, 1), right / np.maximum(true, 1)
-        f1 = 2 * right / np.maximum(predicted + true, 1)
-        occurs = true > 0
+        right, predicted, true = self._counts()
+        each = self.per_label()
+        known = [score for score in each if score.support]
         scores = {
-            f"macro_{name}": float(values[occurs].mean()) if occurs.any() else 0.0
-            for name, values in (("f1", f1), ("precision", precision), ("recall", recall))
+            f"macro_{name}": float(np.mean([getattr(score, name) for score in known])) if known else 0.0
+            for name in ("f1", "precision", "recall")
         }
-        scores |= {
-            "precision": float(right.sum() / max(predicted.sum(), 1)),
-            "recall": float(right.sum() / max(true.sum(), 1)),
-            "f1": float(2 * right.sum() / max(predicted.sum() + true.sum(), 1)),
-            "accuracy": float(self.counts.trace() / max(self.counts.sum(), 1)),
-        }
-        for number, name in enumerate(self.relations):
-            scores |= {f"{name}_precision": float(precision[number]), f"{name}_recall": float(recall[number])}
-            scores |= {f"{name}_f1": float(f1[number]), f"{name}_support": float(true[number])}
+        micro = precision_recall_f1(right.sum(), predicted.sum(), true.sum())
+        scores |= dict(zip(("precision", "recall", "f1"), map(float, micro), strict=True))
+        scores["accuracy"] = float(self.counts.trace() / max(self.counts.sum(), 1))
+        for one in each:
+            scores |= {f"{one.label}_precision": one.precision, f"{one.label}_recall": one.recall}
+            scores |= {f"{one.label}_f1": one.f1, f"{one.label}_support": float(one.support)}
         return scores
+
+    def _counts(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """int64 [relations] each: rows of which relation and direction are right, predicted as it, and that have it."""
+        n = len(self.relations)
+        sides = (self.counts.diagonal(), self.counts.sum(0), self.counts.sum(1))
+        right, predicted, true = (np.bincount(self._of, side, n + 1)[:n].astype(np.int64) for side in sides)
+        return right, predicted, true

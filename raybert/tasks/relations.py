@@ -5,7 +5,6 @@ reads the encoder at the two start markers ("entity markers, entity start" of Ba
 Blanks). The text between the markers is tokenized as if they were not there, so its ids are those of pretraining.
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +16,8 @@ import pyarrow.compute as pc
 from tokenizers import AddedToken, Tokenizer
 
 from raybert.config.tasks import RelationsSettings
+from raybert.evaluate.metrics import Confusion
+from raybert.evaluate.scores import Tables
 from raybert.tasks.columns import Reasons, column, refuse_unknown, string_column, strings_of
 from raybert.tasks.examples import Examples
 from raybert.tasks.relation_scores import RelationScores
@@ -258,53 +259,89 @@ def _examples(
     return Examples(layout.lists(pool), sizes, rows, {**targets, "first": first, "second": second})
 
 
-def predict(logits: np.ndarray, examples: Examples, settings: RelationsSettings) -> dict[str, np.ndarray]:
-    """What is kept of the logits [n, labels] of a batch, in arrays [n]: `row`, `label` (its number) and `score` (its
-    softmax probability). Concatenate them over batches and workers, in any order, for `score` and `decode`."""
+def output_fields(settings: RelationsSettings) -> dict[str, pa.DataType]:
+    """What `decode` gives of a row."""
     del settings
-    spread = np.exp((logits - logits.max(1, keepdims=True)).astype(np.float64)).sum(1)
-    return {"row": examples.row, "label": logits.argmax(1), "score": 1 / spread}
-
-
-def score(
-    found: Mapping[str, np.ndarray], table: pa.Table, labels: Sequence[str], settings: RelationsSettings
-) -> RelationScores:
-    """The scores of what `predict` found in rows of a labelled table; rows without examples are passed over."""
-    true = _codes(table, labels, Reasons(len(table)), settings)
-    scores = RelationScores(labels, other=settings.other)
-    scores.add(true[found["row"]], found["label"])
-    return scores
-
-
-class Scores:
-    """How well logits tell the relations of examples; streaming. Figures are those of `RelationScores`."""
-
-    def __init__(self, labels: Sequence[str], settings: RelationsSettings) -> None:
-        self.counted = RelationScores(labels, other=settings.other)
-
-    def add(self, outputs: Mapping[str, np.ndarray], examples: Examples) -> None:
-        """The logits [n, labels] of n examples."""
-        self.counted.add(examples.targets["labels"], outputs["logits"].argmax(1))
-
-    def merge(self, state: str) -> None:
-        """Add the `to_json` of another worker."""
-        self.counted.counts += np.array(json.loads(state), np.int64)
-
-    def to_json(self) -> str:
-        """What was counted."""
-        return json.dumps(self.counted.counts.tolist())
-
-    def result(self) -> dict[str, float]:
-        """The figures."""
-        return self.counted.result()
+    return {"label": pa.string(), "score": pa.float32()}
 
 
 def decode(
-    found: Mapping[str, np.ndarray], table: pa.Table, labels: Sequence[str], settings: RelationsSettings
-) -> list[dict[str, Any] | None]:
-    """{label, score} of every row of the table, None for rows without an example; `found` is of `predict`."""
-    del settings
-    decoded: list[dict[str, Any] | None] = [None] * len(table)
-    for row, code, probability in zip(found["row"], found["label"], found["score"], strict=True):
-        decoded[row] = {"label": labels[code], "score": float(probability)}
-    return decoded
+    outputs: Mapping[str, np.ndarray],
+    examples: Examples,
+    labels: Sequence[str],
+    settings: RelationsSettings,
+) -> list[dict[str, Any]]:
+    """{label, score} of every row, from the logits [n, labels]; the score is the softmax probability."""
+    del examples, settings
+    logits = outputs["logits"]
+    numbers, scores = logits.argmax(1), _probabilities(logits)
+    return [
+        {"label": labels[number], "score": float(score)}
+        for number, score in zip(numbers, scores, strict=True)
+    ]
+
+
+def shown_rows(
+    decoded: Sequence[Mapping[str, Any]],
+    table: pa.Table,
+    examples: Examples,
+    labels: Sequence[str],
+    settings: RelationsSettings,
+) -> dict[str, list[Any]]:
+    """How rows are shown in a report: `text`, the true `label`, the one `predicted` and its `probability`."""
+    del examples, labels
+    texts = string_column(table, settings.text).to_pylist()
+    if settings.spans:
+        places = [column(table, name).to_pylist() for name in (settings.first, settings.second)]
+        texts = [
+            f"{text} | {text[a['start'] : a['end']]} | {text[b['start'] : b['end']]}"
+            for text, a, b in zip(texts, *places, strict=True)
+        ]
+    return {
+        "text": texts,
+        "label": string_column(table, settings.label).to_pylist(),
+        "predicted": [row["label"] for row in decoded],
+        "probability": [row["score"] for row in decoded],
+    }
+
+
+class Scores:
+    """How well logits tell the relations of examples; streaming. Figures are those of `RelationScores`, and the calibration
+    error `ece`."""
+
+    def __init__(self, labels: Sequence[str], settings: RelationsSettings) -> None:
+        self._labels, self._settings = list(labels), settings
+        self.confusion = Confusion(labels)
+
+    @property
+    def counted(self) -> RelationScores:
+        """The official scores of what was added."""
+        made = RelationScores(self._labels, other=self._settings.other)
+        made.counts += self.confusion.matrix
+        return made
+
+    def add(self, outputs: Mapping[str, np.ndarray], examples: Examples) -> None:
+        """The logits [n, labels] of n examples."""
+        logits = outputs["logits"]
+        self.confusion.add(examples.targets["labels"], logits.argmax(1), _probabilities(logits))
+
+    def merge(self, state: str) -> None:
+        """Add the `to_json` of another worker."""
+        self.confusion.merge(Confusion.from_json(state))
+
+    def to_json(self) -> str:
+        """What was counted."""
+        return self.confusion.to_json()
+
+    def result(self) -> dict[str, float]:
+        """The figures. Raises ValueError if nothing was added."""
+        return {**self.counted.result(), "ece": self.confusion.result()["ece"]}
+
+    def tables(self) -> Tables:
+        """For a report: the relations as the official scores count them, the confusion of all labels."""
+        return replace(self.confusion.tables(), per_label=self.counted.per_label())
+
+
+def _probabilities(logits: np.ndarray) -> np.ndarray:
+    """[n], the softmax probability of the highest logit."""
+    return 1 / np.exp((logits - logits.max(1, keepdims=True)).astype(np.float64)).sum(1)

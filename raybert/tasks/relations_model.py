@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from raybert.config.tasks import RelationsSettings
 from raybert.tasks.base_model import TaskModel, write_labels
@@ -90,10 +90,14 @@ class AUTO:
 
     @staticmethod
     def from_pretrained(
-        path: str | Path, *, config: PreTrainedConfig, trust_remote_code: bool = False, **options: Any
+        path: str | Path,
+        *,
+        config: PreTrainedConfig | None = None,
+        trust_remote_code: bool = False,
+        **options: Any,
     ) -> PreTrainedModel:
         """The model in a folder; a head that it lacks is random."""
-        del trust_remote_code
+        config = config or AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
         return model_class(config).from_pretrained(path, config=config, **options)
 
     @staticmethod

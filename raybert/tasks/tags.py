@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from raybert.evaluate.scores import LabelScore, label_scores
 from raybert.tasks.examples import Lists
 
 _PREFIXES = "OBIES"
@@ -196,6 +197,10 @@ class EntityScores:
             scores |= {f"{kind}_{name}": float(values[number]) for name, values in each.items()}
             scores[f"{kind}_support"] = float(self.true[number])
         return scores
+
+    def per_label(self) -> list[LabelScore]:
+        """Precision, recall, F1 and support of every type."""
+        return label_scores(self.tags.type_names, self.right, self.predicted, self.true)
 
     def _entities(self, rows: Lists) -> Entities:
         return spell(self.tags.prefixes[rows.values], self.tags.types[rows.values], rows.offsets)

@@ -12,6 +12,7 @@ from raybert.tasks import answers
 from raybert.tasks.answer_scores import AnswerScores, exact_match, normalize_answer, word_f1
 from raybert.tasks.examples import IGNORED, Examples
 from tests.conftest import SHARED
+from tests.tasks.by_table import decoded, scored
 from tests.tasks.toys import KINDS, tokenizer
 
 ALL = AnswersSettings()
@@ -37,6 +38,12 @@ def perfect(examples: Examples) -> np.ndarray:
 
 def prepare(rows: pa.Table, kind: str = "wordpiece", settings: AnswersSettings = ALL, longest: int = 64):
     return answers.prepare(rows, TOKENIZERS[kind], ["start", "end"], settings, max_length=longest)
+
+
+def by_row(
+    logits: np.ndarray, made: Examples, rows: pa.Table, settings: AnswersSettings
+) -> list[dict | None]:
+    return decoded(answers, logits, made, rows, [], settings)
 
 
 # --- examples
@@ -93,9 +100,8 @@ WORDS = st.lists(WORD, min_size=1, max_size=30)
     st.data(),
     st.sampled_from(KINDS),
     st.integers(0, 20),
-    st.randoms(),
 )
-def test_right_predictions_give_the_answer_back(words, question, data, kind, overlap, random):
+def test_right_predictions_give_the_answer_back(words, question, data, kind, overlap):
     first = data.draw(st.integers(0, len(words) - 1))
     last = data.draw(st.integers(first, min(first + 2, len(words) - 1)))
     start = len(" ".join([*words[:first], ""])) if first else 0
@@ -120,19 +126,12 @@ def test_right_predictions_give_the_answer_back(words, question, data, kind, ove
         (-100, -100)
     }
     assert places == set(tokens.offsets)
-    order = list(range(len(made)))
-    random.shuffle(order)
-    parts = [
-        answers.predict(perfect(one), one, settings) for one in (made.take(np.array([n])) for n in order)
-    ]
-    found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    decoded = answers.decode(found, rows, [], settings)
-    assert decoded[1]["text"] == ""
-    assert decoded[1]["start"] is None
+    nothing = by_row(perfect(made), made, rows, settings)[1]
+    assert (nothing["answer"], nothing["start"]) == (None, None)
     if (mine.targets["starts"] > 0).any():
         # a window without the answer bets on [CLS], so its null score is high; what counts is the span
-        best = answers.decode(found, rows, [], AnswersSettings(max_answer=80))[0]
-        got = (best["start"], best["end"], best["text"])
+        best = by_row(perfect(made), made, rows, AnswersSettings(max_answer=80))[0]
+        got = (best["start"], best["start"] + len(best["answer"]), best["answer"])
         assert got[2] == context[got[0] : got[1]]
         # pieces may run over the ends of the answer by signs without a piece of their own
         assert got[0] <= start
@@ -256,7 +255,6 @@ def test_the_best_span_is_the_best_of_all(seed, longest):
     rows = table(*[("dog", context, context[0], 0) for context in contexts])
     made, _ = prepare(rows, settings=AnswersSettings(overlap=3), longest=16)
     logits = rng.normal(size=(len(made.ids.values), 2))
-    found = answers.predict(logits, made, AnswersSettings(max_answer=longest))
     spans: dict[int, list] = {}
     nulls: dict[int, list] = {}
     for n in range(len(made)):
@@ -269,10 +267,9 @@ def test_the_best_span_is_the_best_of_all(seed, longest):
                 if i <= j < i + longest:
                     a, b = made.targets["char_starts"].values[i], made.targets["char_ends"].values[j]
                     spans.setdefault(row, []).append((logits[i, 0] + logits[j, 1], a, b))
-    decoded = answers.decode(found, rows, [], ALL)
-    for row, answer in enumerate(decoded):
+    for row, answer in enumerate(by_row(logits, made, rows, AnswersSettings(max_answer=longest))):
         score, a, b = max(spans[row])
-        assert (answer["start"], answer["end"], answer["text"]) == (a, b, contexts[row][a:b])
+        assert (answer["start"], answer["answer"]) == (a, contexts[row][a:b])
         assert answer["score"] == pytest.approx(score)
         assert answer["null_difference"] == pytest.approx(min(nulls[row]) - score)
 
@@ -284,16 +281,26 @@ def test_no_answer_needs_to_be_better_by_the_threshold():
     logits[0], logits[3], logits[4] = 1.5, (1, 0), (0, 1)
 
     def decode(**changes: object) -> dict:
-        settings = AnswersSettings(**changes)
-        return answers.decode(answers.predict(logits, made, settings), rows, [], settings)
+        return by_row(logits, made, rows, AnswersSettings(**changes))
 
-    span = {"text": "a b", "start": 0, "end": 3, "score": 2.0, "null_difference": 1.0}
-    nothing = {"text": "", "start": None, "end": None, "score": 3.0, "null_difference": 1.0}
+    span = {"answer": "a b", "start": 0, "score": 2.0, "null_difference": 1.0}
+    nothing = {"answer": None, "start": None, "score": 3.0, "null_difference": 1.0}
     assert decode() == [span, None]
     assert decode(allow_unanswerable=True) == [nothing, None]
     assert decode(allow_unanswerable=True, null_threshold=0.5) == [nothing, None]
     assert decode(allow_unanswerable=True, null_threshold=1.0) == [span, None]
-    assert decode(max_answer=1)[0]["text"] == "a"
+    assert decode(max_answer=1)[0]["answer"] == "a"
+
+
+def test_rows_of_a_report_are_as_good_as_their_f1():
+    rows = table(("dog", "a b", "a", 0), ("fox", "the c d", None, None))
+    made, _ = prepare(rows, settings=SOME)
+    made = answers.with_truth(made, rows, [], SOME)
+    found = [{"answer": "a b"}, {"answer": None}]
+    shown = answers.shown_rows(found, rows, made, [], SOME)
+    assert (shown["text"], shown["label"]) == (["dog", "fox"], ["a", "no answer"])
+    assert (shown["predicted"], shown["score"]) == (["a b", "no answer"], [0, 1])
+    assert answers.shown_rows([{"answer": "b a"}, {"answer": "c"}], rows, made, [], SOME)["score"] == [0, 0]
 
 
 # --- scores
@@ -359,9 +366,8 @@ def test_a_table_without_usable_rows_makes_no_examples(rows):
     given_table = table(*[(None, None, None, None)] * rows) if rows else table(("a", "a", "a", 0)).slice(0, 0)
     made, reasons = prepare(given_table)
     assert (len(made), len(reasons)) == (0, rows)
-    found = answers.predict(np.zeros((0, 2)), made, ALL)
-    assert answers.decode(found, given_table, [], ALL) == [None] * rows
-    assert answers.score(found, given_table, [], ALL).result()["f1"] == 0
+    assert by_row(np.zeros((0, 2)), made, given_table, ALL) == [None] * rows
+    assert scored(answers, np.zeros((0, 2)), made, given_table, [], ALL)["f1"] == 0
 
 
 # --- real data
@@ -375,7 +381,7 @@ def test_restaurant8k_comes_back(longest):
     made, reasons = prepare(rows, "wordpiece", settings, longest)
     asked = [text for text, why in zip(rows["question"].to_pylist(), reasons, strict=True) if why]
     assert not asked or longest == 32
-    result = answers.score(answers.predict(perfect(made), made, settings), rows, [], settings).result()
+    result = scored(answers, perfect(made), made, rows, [], settings)
     assert result["has_answer_support"] == len(rows) - len(asked)
     if longest == 128:
         assert result["exact_match"] > 0.999  # `13:00` of `13:00pm`, which ends inside of a piece

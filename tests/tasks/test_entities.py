@@ -1,5 +1,7 @@
 """Entities: alignment to pieces, windows, schemes and their errors, spans, and scores against conlleval's definition."""
 
+from unittest.mock import ANY
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,6 +17,7 @@ from raybert.tasks.sequences import windows
 from raybert.tasks.tags import EntityScores, all_tags
 from raybert.tasks.words import find_words
 from tests.conftest import SHARED
+from tests.tasks.by_table import decoded, scored
 from tests.tasks.toys import KINDS, tokenizer
 
 BIO = EntitiesSettings()
@@ -42,6 +45,12 @@ def perfect(examples: Examples, labels: list[str]) -> np.ndarray:
     known = np.flatnonzero(target != IGNORED)
     logits[known, target[known]] = 9
     return logits
+
+
+def in_rows(logits: np.ndarray, made: Examples, table: pa.Table) -> list[list[dict] | None]:
+    """The entities of every row of texts."""
+    rows = decoded(entities, logits, made, table, LABELS, SPANS)
+    return [row and row["entities"] for row in rows]
 
 
 def reason(tokens: list[str] | None, tags: list[str | None] | None, **changes: object) -> str | None:
@@ -92,10 +101,10 @@ def test_a_word_without_tokens_is_predicted_as_o():
     made, _ = entities.prepare(rows, TOKENIZERS["wordpiece"], LABELS, BIO, max_length=32)
     assert made.targets["words"].values[made.targets["words"].values != IGNORED].tolist() == [0, 2]
     found = entities.predict(perfect(made, LABELS), made, BIO)
-    _, tags = entities.assemble(found, np.array([3]), LABELS)
+    _, tags, _ = entities.assemble(found, np.array([3]), LABELS)
     assert [LABELS[i] for i in tags.values] == ["B-LOC", "O", "I-LOC"]
     # the truth keeps the word: its entity is missed, not forgotten
-    assert entities.score(found, rows, LABELS, BIO).result()["LOC_support"] == 2
+    assert scored(entities, perfect(made, LABELS), made, rows, LABELS, BIO)["LOC_support"] == 2
 
 
 def test_a_piece_that_runs_on_predicts_both_words():
@@ -104,10 +113,8 @@ def test_a_piece_that_runs_on_predicts_both_words():
     assert reasons.tolist() == [None]
     widest = int((made.targets["words_end"].values - made.targets["words"].values).max())
     assert widest == 2, "this tokenizer has a piece `).`"
-    found = entities.predict(perfect(made, LABELS), made, SPANS)
-    assert entities.decode(found, rows, LABELS, SPANS) == [
-        [{"start": 5, "end": 15, "label": "LOC", "text": "in Paris)."}]
-    ]
+    ((entity,),) = in_rows(perfect(made, LABELS), made, rows)
+    assert entity == {"start": 5, "end": 15, "label": "LOC", "text": "in Paris).", "score": ANY}
 
 
 def test_a_piece_that_ends_a_word_and_holds_the_next_predicts_the_next():
@@ -174,7 +181,7 @@ def test_every_word_is_predicted_once_and_right_predictions_score_one(
         for w in range(a, b)
     )
     assert seen == [(row, word) for row, each in enumerate(words) for word in range(len(each))]
-    scores = entities.score(found, given_table, LABELS, settings).result()
+    scores = scored(entities, perfect(made, LABELS), made, given_table, LABELS, settings)
     assert scores["accuracy"] == 1
     if any(tag != "O" for row in tags for tag in row):
         assert scores["f1"] == 1
@@ -348,13 +355,12 @@ def test_spans_come_back_with_their_characters(kind):
     rows = span_table((text, spans), ("nothing here", []))
     made, reasons = entities.prepare(rows, TOKENIZERS[kind], LABELS, SPANS, max_length=64)
     assert reasons.tolist() == [None, None]
-    found = entities.predict(perfect(made, LABELS), made, SPANS)
-    decoded = entities.decode(found, rows, LABELS, SPANS)
-    assert [[(x["start"], x["end"], x["label"], x["text"]) for x in row] for row in decoded] == [
+    found = in_rows(perfect(made, LABELS), made, rows)
+    assert [[(x["start"], x["end"], x["label"], x["text"]) for x in row] for row in found] == [
         [(*span, text[span[0] : span[1]]) for span in spans],
         [],
     ]
-    assert entities.score(found, rows, LABELS, SPANS).result()["f1"] == 1
+    assert scored(entities, perfect(made, LABELS), made, rows, LABELS, SPANS)["f1"] == 1
 
 
 def test_spans_with_white_space_around_are_those_of_their_words():
@@ -401,8 +407,46 @@ def test_texts_without_labels_are_decoded_all_the_same():
     assert reasons.tolist() == [None, "text is null", "text is empty", None]
     assert "labels" not in made.targets
     logits = np.eye(len(LABELS))[[0, LABELS.index("B-LOC"), LABELS.index("I-LOC"), 0, 0, 0, 0]]
-    decoded = entities.decode(entities.predict(logits, made, SPANS), rows, LABELS, SPANS)
-    assert decoded == [[{"start": 0, "end": 8, "label": "LOC", "text": "New York"}], None, None, []]
+    each = np.e / (np.e + len(LABELS) - 1)  # the softmax of one 1 among zeros
+    entity = {"start": 0, "end": 8, "label": "LOC", "text": "New York", "score": pytest.approx(each)}
+    assert in_rows(logits, made, rows) == [[entity], None, None, []]
+    logits[2] *= 2  # the score is the mean over the two words
+    ((entity,), *_) = in_rows(logits, made, rows)
+    assert entity["score"] == pytest.approx((each + np.e**2 / (np.e**2 + len(LABELS) - 1)) / 2)
+
+
+def test_entities_of_words_are_counted_in_words():
+    rows = table([["in", "New", "York", "dogs"], ["fox"]], [None, None])
+    made, _ = entities.prepare(
+        rows, TOKENIZERS["wordpiece"], None, BIO, max_length=5
+    )  # windows of three tokens
+    assert made.row.tolist() == [0, 0, 1]
+    logits = np.zeros((len(made.ids.values), len(LABELS)))
+    logits[:, 0] = 1
+    words = made.targets["words"].values
+    for word, tag in ((1, "B-LOC"), (2, "I-LOC"), (3, "B-PER")):
+        (at,) = np.flatnonzero((words == word) & (np.repeat(made.row, made.ids.lengths) == 0))
+        logits[at, LABELS.index(tag)] = 2
+    first, second = decoded(entities, logits, made, rows, LABELS, BIO)
+    found = [(x["start"], x["end"], x["label"], x["text"]) for x in first["entities"]]
+    assert found == [(1, 3, "LOC", "New York"), (3, 4, "PER", "dogs")]
+    assert second == {"entities": []}
+
+
+def test_rows_of_a_report_are_as_good_as_their_f1():
+    rows = span_table(("in New York and Paris", [(3, 11, "LOC"), (16, 21, "LOC")]), ("dog", []), ("fox", []))
+    made, _ = entities.prepare(rows, TOKENIZERS["wordpiece"], LABELS, SPANS, max_length=32)
+    made = entities.with_truth(entities.with_texts(made, rows, SPANS), rows, LABELS, SPANS)
+    logits = perfect(made, LABELS)
+    wrong = np.flatnonzero(made.targets["labels"].values == LABELS.index("B-LOC"))[1]
+    logits[wrong] = np.eye(len(LABELS))[LABELS.index("B-PER")]
+    logits[made.ids.offsets[2] + 1] = np.eye(len(LABELS))[LABELS.index("B-PER")]
+    found = entities.decode({"logits": logits}, made, LABELS, SPANS)
+    shown = entities.shown_rows(found, rows, made, LABELS, SPANS)
+    assert shown["text"] == rows["text"].to_pylist()
+    assert shown["label"] == ["New York (LOC), Paris (LOC)", "none", "none"]
+    assert shown["predicted"] == ["New York (LOC), Paris (PER)", "none", "fox (PER)"]
+    assert shown["score"] == [0.5, 1, 0]
 
 
 # --- scores
@@ -510,9 +554,9 @@ def test_a_table_without_usable_rows_makes_no_examples(rows):
     given_table = table([None] * rows, [None] * rows)
     made, reasons = entities.prepare(given_table, TOKENIZERS["bytes"], LABELS, BIO, max_length=32)
     assert (len(made), len(reasons)) == (0, rows)
-    found = entities.predict(np.zeros((0, len(LABELS))), made, BIO)
-    assert entities.decode(found, given_table, LABELS, BIO) == [None] * rows
-    assert entities.score(found, given_table, LABELS, BIO).result()["f1"] == 0
+    nothing = np.zeros((0, len(LABELS)))
+    assert decoded(entities, nothing, made, given_table, LABELS, BIO) == [None] * rows
+    assert scored(entities, nothing, made, given_table, LABELS, BIO)["f1"] == 0
     made, _ = entities.prepare(
         span_table(*[(" ", [])] * rows), TOKENIZERS["bytes"], LABELS, SPANS, max_length=32
     )
@@ -530,9 +574,7 @@ def test_wnut_comes_back_whole(longest):
     assert len(labels) == 13
     made, reasons = entities.prepare(rows, TOKENIZERS["bytes"], labels, settings, max_length=longest)
     assert not any(reasons)
-    result = entities.score(
-        entities.predict(perfect(made, labels), made, settings), rows, labels, settings
-    ).result()
+    result = scored(entities, perfect(made, labels), made, rows, labels, settings)
     assert result["f1"] == 1
     entities_of_wnut = sum(tag.startswith("B-") for row in rows["ner_tags"].to_pylist() for tag in row)
     assert (

@@ -14,6 +14,7 @@ from raybert.config.tasks import RelationsSettings
 from raybert.tasks import relations
 from raybert.tasks.relation_scores import RelationScores
 from tests.conftest import SHARED
+from tests.tasks.by_table import decoded, scored
 from tests.tasks.toys import KINDS, tokenizer
 
 MARKED = RelationsSettings()
@@ -243,12 +244,12 @@ def test_predictions_by_row_with_their_probability():
     rows = table("<e1>fox</e1> <e2>dog</e2>", None, "<e1>a</e1> <e2>b</e2>")
     made, _ = relations.prepare(rows, TOKENIZERS["wordpiece"], NAMES, MARKED, max_length=32)
     logits = np.log(np.array([[0.1, 0.6, 0.1, 0.1, 0.1], [0.05, 0.05, 0.05, 0.05, 0.8]]))
-    found = relations.predict(logits, made, MARKED)
-    first, second, third = relations.decode(found, rows, NAMES, MARKED)
+    first, second, third = decoded(relations, logits, made, rows, NAMES, MARKED)
     assert first == {"label": "Cause-Effect(e2,e1)", "score": pytest.approx(0.6)}
     assert second is None
     assert third == {"label": "Other", "score": pytest.approx(0.8)}
-    assert relations.score(found, rows, NAMES, MARKED).result()["accuracy"] == 0.5
+    labelled, _ = relations.prepare(rows, TOKENIZERS["wordpiece"], NAMES, MARKED, max_length=32)
+    assert scored(relations, logits, labelled, rows, NAMES, MARKED)["accuracy"] == 0.5
 
 
 def scores(
@@ -338,9 +339,7 @@ def test_a_table_without_usable_rows_makes_no_examples(rows):
     given_table = table(*[None] * rows)
     made, reasons = relations.prepare(given_table, TOKENIZERS["bytes"], NAMES, MARKED, max_length=32)
     assert (len(made), len(reasons)) == (0, rows)
-    found = relations.predict(np.zeros((0, len(NAMES))), made, MARKED)
-    assert relations.decode(found, given_table, NAMES, MARKED) == [None] * rows
-    assert relations.score(found, given_table, NAMES, MARKED).result()["macro_f1"] == 0
+    assert decoded(relations, np.zeros((0, len(NAMES))), made, given_table, NAMES, MARKED) == [None] * rows
 
 
 # --- real data
@@ -358,9 +357,7 @@ def test_semeval_is_read_whole():
         at = made.ids.offsets[:-1]
         assert (made.ids.values[at + made.targets["first"]] == MARKERS[kind][0]).all()
         assert (made.ids.values[at + made.targets["second"]] == MARKERS[kind][2]).all()
-    result = relations.score(
-        {"row": made.row, "label": made.targets["labels"]}, rows, labels, MARKED
-    ).result()
+    result = scored(relations, np.eye(len(labels))[made.targets["labels"]], made, rows, labels, MARKED)
     assert result["macro_f1"] == result["accuracy"] == 1
     supports = [value for name, value in result.items() if name.endswith("_support")]
     assert (len(supports), sum(supports)) == (9, 2263)

@@ -9,6 +9,7 @@ from raybert.tasks import answers, entities, relations
 from raybert.tasks.columns import unfold
 from raybert.tasks.examples import Examples
 from raybert.tasks.storage import from_bytes, to_bytes
+from tests.tasks.by_table import scored
 from tests.tasks.toys import KINDS, tokenizer
 
 WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "lazy", "dog", "in", "Paris", "and", "New", "York"]
@@ -84,7 +85,7 @@ def test_parts_add_up_to_the_scores_of_the_table(name, kind):
     examples, reasons = side.prepare(table, tok, labels, settings, max_length=24)
     assert 0 < sum(reason is not None for reason in reasons) < 12
     logits = outputs_of(name, examples, labels, rng)
-    whole = side.score(side.predict(logits, examples, settings), table, labels, settings).result()
+    whole = scored(side, logits, examples, table, labels, settings)
     assert 0 < whole[side.main_figure(settings)] < 1
     if hasattr(side, "with_truth"):
         assert len(examples) > len(np.unique(examples.row))  # some rows have windows
