@@ -34,6 +34,32 @@ def tiny_head(
     return str(folder)
 
 
+def tiny_task(folder: Path, settings: Any, labels: Sequence[str], *, seed: int = 0, std: float = 0.7) -> str:
+    """A model for any task whose models are made from a configuration, as plain transformers saves it."""
+    import torch
+    from tokenizers import Tokenizer
+    from transformers import AutoConfig
+
+    from raybert.tasks.known import data_side, model_side
+
+    tiny_model(folder, st=False)
+    side, config = model_side(settings.name), AutoConfig.from_pretrained(folder)
+    side.configure(config, labels, settings)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    if hasattr(data_side(settings.name), "add_markers"):
+        data_side(settings.name).add_markers(tokenizer, settings)
+        tokenizer.save(str(folder / "tokenizer.json"))
+    config.vocab_size = tokenizer.get_vocab_size()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = side.AUTO.from_config(config)
+        for name, weight in model.named_parameters():
+            if ("classifier" in name or "qa_outputs" in name) and weight.ndim == 2:
+                torch.nn.init.normal_(weight, std=std)
+    model.save_pretrained(folder)
+    return str(folder)
+
+
 def reordered(folder: str, to: Path, labels: Sequence[str]) -> str:
     """The same model with its labels in another order."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
