@@ -9,6 +9,7 @@ from raybert.config.core import Settings
 from raybert.config.finetune import TaskSettings
 from raybert.config.groups import CorpusSettings, DataSettings, TokensOutput, WorkersSettings
 from raybert.config.paths import MODEL, ModelName, Place
+from raybert.config.several import SeveralSettings
 
 _PAIR = "column of a second text: the model reads both, as in question and answer"
 
@@ -39,9 +40,9 @@ class ComparedModelSettings(HeadModelSettings):
 
 
 TASKS: Mapping[str, type[Settings]] = {
-    kind.model_fields["name"].default: kind for kind in get_args(TaskSettings)
+    kind.model_fields["name"].default: kind for kind in get_args(TaskSettings) if kind is not SeveralSettings
 }
-"""The settings of every task, by its name."""
+"""The settings of every task that a model can be for, by its name: of several tasks each has a model."""
 
 
 class _HeadTask(Settings):

@@ -15,7 +15,8 @@ LONGEST_TEXT = 300
 
 @dataclass(frozen=True)
 class Prediction:
-    """A row as it is shown. `before` is None where there was no model before; probabilities are None where unknown."""
+    """A row as it is shown. `before` is None where there was no model before; probabilities are None where unknown. Of
+    `Changes.graded` rows they are scores."""
 
     text: str
     label: str
@@ -29,7 +30,8 @@ class Prediction:
 class Changes:
     """`better` and `worse` of `count_better` and `count_worse` rows; without a model before, `worse` are wrong rows.
 
-    `numbers` says that labels are numbers, which are not right or wrong but near or far.
+    `numbers` says that labels are numbers, which are not right or wrong but near or far; `graded`, that predictions have a
+    score of how right they are.
     """
 
     better: list[Prediction]
@@ -37,18 +39,20 @@ class Changes:
     count_better: int
     count_worse: int
     numbers: bool = False
+    graded: bool = False
 
 
 def find_changes(table: pa.Table) -> Changes:
     """The rows whose prediction became right or wrong; of numbers, those that came nearer the truth or went farther.
 
     Rows are ordered by the change of confidence: the probability of the predicted label, negative where it is wrong,
-    after less before. Numbers are ordered by the change of the error.
+    after less before. Numbers are ordered by the change of the error, others by the change of their score.
 
     Args:
         table: columns `text`, `label` (true), `after` (predicted) and, where there was a model before, `before`;
-            `before_probability` and `after_probability` are those of the predicted labels and may be missing. Labels
-            are of any one type, lists (of several labels a row) included, whose order does not matter.
+            `before_probability` and `after_probability` are those of the predicted labels and may be missing; where
+            there are `before_score` and `after_score` instead, those tell how right a row is: 1 if it is all right.
+            Labels are of any one type, lists (of several labels a row) included, whose order does not matter.
 
     Raises:
         ValueError: a column is missing.
@@ -57,10 +61,11 @@ def find_changes(table: pa.Table) -> Changes:
     if missing:
         raise ValueError(f"the table of predictions has no column {missing[0]!r}: {table.column_names}")
     change = _gain(table, "after")
-    numbers = pa.types.is_floating(table.schema.field("label").type)
+    graded = "after_score" in table.column_names
+    numbers = pa.types.is_floating(table.schema.field("label").type) and not graded
     if "before" in table.column_names:
         before = _gain(table, "before")
-        moved = change != before if numbers else np.sign(change) != np.sign(before)
+        moved = change != before if numbers or graded else np.sign(change) != np.sign(before)
         change = np.where(moved, change - before, 0)
     else:
         change = np.minimum(change, 0)
@@ -71,12 +76,16 @@ def find_changes(table: pa.Table) -> Changes:
         count_better=len(up),
         count_worse=len(down),
         numbers=numbers,
+        graded=graded,
     )
 
 
 def _gain(table: pa.Table, which: str) -> np.ndarray:
-    """How good a prediction is: signed confidence, float64 [rows]; of numbers, the negative error."""
+    """How good a prediction is: signed confidence, float64 [rows]; of numbers, the negative error; of scores, what they
+    lack to 1."""
     truth, predicted = table["label"], table[which]
+    if f"{which}_score" in table.column_names:
+        return table[f"{which}_score"].to_numpy().astype(np.float64) - 1
     if pa.types.is_floating(truth.type):
         return -np.abs(predicted.to_numpy().astype(np.float64) - truth.to_numpy().astype(np.float64))
     pairs = zip(_plain(truth), _plain(predicted), strict=True)
@@ -105,8 +114,8 @@ def _shown(table: pa.Table, rows: np.ndarray) -> list[Prediction]:
             label=_cut(_text(row["label"])),
             before=_cut(_text(row["before"])) if "before" in row else None,
             after=_cut(_text(row["after"])),
-            before_probability=row.get("before_probability"),
-            after_probability=row.get("after_probability"),
+            before_probability=row.get("before_score", row.get("before_probability")),
+            after_probability=row.get("after_score", row.get("after_probability")),
         )
         for row in found
     ]

@@ -282,6 +282,7 @@ def _evaluation(
         model=public_uri(model.name) if "://" in model.name else model.name,
         rows=rows,
         seconds=max(part.seconds for part in parts),
+        main=data_side(head.task).main_figure(head.settings),
     )
 
 

@@ -102,6 +102,21 @@ def draw_calibration(before: Evaluation | None, after: Evaluation) -> bytes:
     return _png(figure)
 
 
+def draw_points(before: Evaluation | None, after: Evaluation) -> bytes:
+    """Predicted over true numbers, one panel a model: their scales may differ."""
+    shown = [
+        (one, colour)
+        for one, colour in ((before, _BEFORE), (after, _AFTER))
+        if one is not None and one.points
+    ]
+    figure = _figure(5 * len(shown), 4.5)
+    places = figure.subplots(1, len(shown), squeeze=False).ravel()
+    for axes, (evaluation, colour) in zip(places, shown, strict=True):
+        axes.plot(*zip(*evaluation.points, strict=True), "o", color=colour, ms=3, alpha=0.4)
+        _label(axes, _name(evaluation.name), "true number", "predicted number")
+    return _png(figure)
+
+
 def draw_curves(rows: Sequence[Mapping[str, float]]) -> bytes:
     """Figures over the steps of training.
 

@@ -12,7 +12,14 @@ from raybert.evaluate.result import Evaluation
 from raybert.evaluate.sections import html_page
 
 PAGE, METRICS = "report.html", "metrics.json"
-PICTURES = ("confusion_before.png", "confusion.png", "calibration.png", "labels.png", "learning_curves.png")
+PICTURES = (
+    "confusion_before.png",
+    "confusion.png",
+    "calibration.png",
+    "labels.png",
+    "points.png",
+    "learning_curves.png",
+)
 """All that a report may have; those of an earlier one that this one lacks are removed."""
 
 
@@ -87,6 +94,8 @@ def draw(
         pictures["calibration.png"] = plots.draw_calibration(before, after)
     if after.per_label:
         pictures["labels.png"] = plots.draw_labels(before, after)
+    if after.points:
+        pictures["points.png"] = plots.draw_points(before, after)
     if plots.curve_panels(curves):
         pictures["learning_curves.png"] = plots.draw_curves(curves)
     return pictures

@@ -32,6 +32,7 @@ class Evaluation:
         per_label: the table of labels.
         calibration: the bins of the probability of the predicted label.
         points: (true, predicted) numbers of some rows.
+        main: the figure by which models are compared, where there is one.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Evaluation:
     per_label: list[LabelScore] = field(default_factory=list)
     calibration: list[CalibrationBin] = field(default_factory=list)
     points: list[tuple[float, float]] = field(default_factory=list)
+    main: str = ""
 
     @classmethod
     def of(
@@ -57,6 +59,7 @@ class Evaluation:
         rows: int,
         seconds: float = 0.0,
         more: Mapping[str, float] | None = None,
+        main: str = "",
     ) -> "Evaluation":
         """All that a metric knows; `more` are figures beside its own, such as the loss.
 
@@ -78,6 +81,7 @@ class Evaluation:
             rows=rows,
             metrics={key: value for key, value in figures.items() if key not in of_labels},
             seconds=seconds,
+            main=main,
             **{part.name: getattr(tables, part.name) for part in fields(tables)},
         )
 

@@ -16,8 +16,11 @@ _HEADLINES = (
     "accuracy",
     "f1_macro",
     "f1_micro",
+    "macro_f1",
     "exact_match",
     "f1",
+    "precision",
+    "recall",
     "pearson",
     "spearman",
     "mcc",
@@ -25,6 +28,7 @@ _HEADLINES = (
     "mse",
     "loss",
 )
+_CORRELATIONS = ("pearson", "spearman")
 _MOST_HEADLINES = 4
 _MOST_CONFUSED = 20
 Section = tuple[str, str, str]
@@ -48,6 +52,7 @@ def html_page(
         *(_labels(before, after, pictures) if after.per_label else []),
         *(_confusion(before, after, pictures) if after.confusion is not None else []),
         *(_calibration(before, after, pictures) if after.calibration else []),
+        *(_points(before, after, pictures) if after.points else []),
         *(_curves(pictures) if "learning_curves.png" in pictures else []),
         *(_changes(changes, after.rows, compare=before is not None) if changes is not None else []),
     ]
@@ -58,6 +63,11 @@ def _headline(before: Evaluation | None, after: Evaluation) -> str:
     # with one label a row, micro averages are the accuracy
     same = "f1_micro" if "accuracy" in after.metrics and after.confusion is not None else ""
     names = [name for name in _HEADLINES if name in after.metrics and name != same] or list(after.metrics)
+    names = (
+        [after.main, *(name for name in names if name != after.main)]
+        if after.main in after.metrics
+        else names
+    )
     cards = []
     for name in names[:_MOST_HEADLINES]:
         now = after.metrics[name]
@@ -198,6 +208,15 @@ def _calibration(
     return [("calibration", "Calibration", body)]
 
 
+def _points(before: Evaluation | None, after: Evaluation, pictures: Mapping[str, bytes]) -> list[Section]:
+    figures = ", ".join(
+        f"{name} {after.metrics[name]:.3f}" for name in _CORRELATIONS if name in after.metrics
+    )
+    alt = f"Predicted over true numbers of {len(after.points)} rows" + (f"; {figures}." if figures else ".")
+    text = alt + ("" if before is None else f" {before.name} is shown beside.")
+    return [("points", "Predicted and true numbers", page.picture(pictures["points.png"], alt, text))]
+
+
 def _curves(pictures: Mapping[str, bytes]) -> list[Section]:
     alt = "Figures of the training over its steps."
     return [("curves", "Learning curves", page.picture(pictures["learning_curves.png"], alt, alt))]
@@ -207,27 +226,32 @@ def _changes(changes: Changes, rows: int, *, compare: bool) -> list[Section]:
     if not compare:
         heading = "Largest errors" if changes.numbers else "Wrong rows"
         text = f"{changes.count_worse:,} of {rows:,} rows are wrong; the most confident come first."
+        if changes.graded:
+            text = f"{changes.count_worse:,} of {rows:,} rows are not all right; those with the lowest score come first."
         if changes.numbers:
             text = f"The {len(changes.worse)} of {rows:,} rows whose prediction is farthest from the truth."
-        body = page.paragraph(text) + _predictions(heading, changes.worse, compare=False)
+        body = page.paragraph(text) + _predictions(heading, changes.worse, changes, compare=False)
         return [("rows", heading, body)]
     text = f"Of {rows:,} rows, {changes.count_better:,} got better and {changes.count_worse:,} worse. "
-    text += f"The largest changes of {'the error' if changes.numbers else 'confidence'} come first."
+    what = "the error" if changes.numbers else "the score" if changes.graded else "confidence"
+    text += f"The largest changes of {what} come first."
     body = page.paragraph(text)
     for name, found in (("better", changes.better), ("worse", changes.worse)):
-        shown = _predictions(f"Rows that got {name}", found, compare=True)
+        shown = _predictions(f"Rows that got {name}", found, changes, compare=True)
         body += page.folded(f"Rows that got {name}: {len(found)} shown", shown, opened=True)
     return [("rows", "Rows that changed", body)]
 
 
-def _predictions(caption: str, found: Sequence[Prediction], *, compare: bool) -> str:
+def _predictions(caption: str, found: Sequence[Prediction], changes: Changes, *, compare: bool) -> str:
     if not found:
         return page.paragraph("None.")
     sure = any(one.after_probability is not None or one.before_probability is not None for one in found)
     names = ["before", "after"] if compare else ["predicted"]
     header = [Cell("text", "text"), Cell("true label")]
     for name in names:
-        header += [Cell(name)] + ([Cell("probability", "number")] if sure else [])
+        header += [Cell(name)] + (
+            [Cell("score" if changes.graded else "probability", "number")] if sure else []
+        )
     rows = []
     for one in found:
         row = [Cell(one.text, "text"), Cell(one.label)]

@@ -26,12 +26,16 @@ def average_rows(evaluation: Evaluation) -> list[tuple[str, float | None, float 
     figures = evaluation.metrics
     support = sum(score.support for score in evaluation.per_label)
     rows: list[tuple[str, float | None, float | None, float, int]] = []
+    if evaluation.confusion is not None:
+        rows.append(("accuracy", None, None, figures["accuracy"], sum(map(sum, evaluation.confusion))))
     for average in _AVERAGES:
-        names = [f"{figure}_{average}" for figure in ("precision", "recall", "f1")]
-        if average == "micro" and evaluation.confusion is not None:
-            rows.append(("accuracy", None, None, figures["accuracy"], support))
-        elif all(name in figures for name in names):
-            rows.append((f"{average} avg", *(figures[name] for name in names), support))
+        # with one label a row, micro averages over all labels are the accuracy
+        patterns = ["{}_micro"] if average == "micro" and not rows else []
+        patterns += ["{}"] if average == "micro" else [f"{{}}_{average}", f"{average}_{{}}"]
+        for pattern in patterns:
+            names = [pattern.format(figure) for figure in ("precision", "recall", "f1")]
+            if all(name in figures for name in names):
+                rows.append((f"{average} avg", *(figures[name] for name in names), support))
     return rows
 
 

@@ -11,8 +11,10 @@ from raybert.corpus.store import Store
 from raybert.evaluate import plots
 from raybert.evaluate.changes import find_changes
 from raybert.evaluate.metrics import Confusion, Regression, Spans
-from raybert.evaluate.report import PICTURES, read_metrics, write_report
+from raybert.evaluate.report import PICTURES, draw, read_metrics, write_report
 from raybert.evaluate.result import Evaluation
+from raybert.evaluate.scores import MOST_POINTS
+from raybert.evaluate.sections import html_page
 from tests.evaluate.pages import check_page
 
 EVIL = '<script>alert("x")</script>&\'"\x00\ud800 $x_$'
@@ -51,7 +53,7 @@ CURVES = [{"step": 10 * i, "train/loss": 1 / (i + 1), "held_out/accuracy": i / 1
 def test_a_report_stands_alone(tmp_path):
     write_report(Store(str(tmp_path)), *pair(["no", "yes"]), curves=CURVES, changed_rows=predictions())
     page = check_page((tmp_path / "report.html").read_text())
-    assert {path.name for path in tmp_path.glob("*.png")} == set(PICTURES)
+    assert {path.name for path in tmp_path.glob("*.png")} == set(PICTURES) - {"points.png"}
     assert len(page.all("img")) == 5
     text = " ".join(text for _, text in page.texts)
     for words in (
@@ -66,7 +68,7 @@ def test_a_report_stands_alone(tmp_path):
     before, after = pair(["no", "yes"])
     gain = after.metrics["accuracy"] - before.metrics["accuracy"]
     assert f"before {before.metrics['accuracy']:.4f}, difference {gain:+.4f}" in text
-    assert not list((tmp_path / "_raybert" / "tmp").iterdir())
+    assert not (tmp_path / "_raybert").exists()
 
 
 def test_the_figures_can_be_read_back(tmp_path):
@@ -83,9 +85,55 @@ def test_pictures_of_an_earlier_report_are_removed(tmp_path):
     metric.add([1, 2, 3], [1, 2, 4])
     after = Evaluation.of(metric, name="after", task="similarity", model="m", rows=3)
     write_report(store, None, after)
-    assert list(tmp_path.glob("*.png")) == []
+    assert [path.name for path in tmp_path.glob("*.png")] == ["points.png"]
     page = check_page((tmp_path / "report.html").read_text())
     assert "spearman" in page.text("dt")
+    assert "Predicted and true numbers" in page.text("h2")
+
+
+def test_numbers_are_drawn_as_points_and_only_so_many():
+    metric = Regression()
+    metric.add(np.arange(4500), np.arange(4500) + 1)
+    points = metric.tables().points
+    assert 1000 < len(points) <= MOST_POINTS
+    assert (points[0], points[-1][0] + 1) == ((0.0, 1.0), points[-1][1])
+    few = Regression()
+    few.add([1, 2], [3, 4])
+    assert few.tables().points == [(1, 3), (2, 4)]
+
+
+def test_the_main_figure_comes_first():
+    metric = Regression()
+    metric.add([1, 2, 3], [1, 2, 4])
+    after = Evaluation.of(metric, name="after", task="t", model="m", rows=3, main="mse", more={"bleu": 0.5})
+    page = check_page(html_page(None, after, draw(None, after, []), None))
+    assert page.text("dt")[:2] == ["mse", "pearson"]
+    only = Evaluation("after", "generation", "m", 3, {"bleu": 0.5, "chrf": 0.1}, main="chrf")
+    assert check_page(html_page(None, only, {}, None)).text("dt") == ["chrf", "bleu"]
+
+
+def graded(**more):
+    rows = {"text": ["one", "two", "three", "four"], "label": ["a"] * 4, "after": ["b", "a", "a", "b"]}
+    return pa.table({**rows, "after_score": [0.5, 1.0, 1.0, 0.0], **more})
+
+
+def test_rows_with_scores_change_where_the_score_does():
+    alone = find_changes(graded())
+    assert alone.graded
+    assert [row.text for row in alone.worse] == ["four", "one"]
+    assert (alone.count_worse, alone.count_better) == (2, 0)
+    both = find_changes(graded(before=["a", "a", "b", "b"], before_score=[0.75, 1.0, 0.0, 0.0]))
+    assert [(row.text, row.before_probability, row.after_probability) for row in both.better] == [
+        ("three", 0, 1)
+    ]
+    assert [row.text for row in both.worse] == ["one"]
+
+
+def test_scores_are_called_scores_on_the_page():
+    after = Evaluation("after", "answers", "m", 4, {"f1": 0.6}, main="f1")
+    page = check_page(html_page(None, after, {}, find_changes(graded())))
+    assert "score" in page.text("th")
+    assert any("2 of 4 rows are not all right" in text for text in page.text("p"))
 
 
 def test_no_text_of_the_data_is_code(tmp_path):
