@@ -49,6 +49,8 @@ class FinetuneReport:
             rejected = rows["rows"] - rows["used"]
             lines.append(f"{part:24} {rows['rows']:,} rows = {rows['used']:,} used + {rejected:,} rejected")
             lines += [f"{'':24} {count:,} x {reason}" for reason, count in rows["rejected"].items()]
+            done = [f"{rows[what]:,} {what}" for what in ("truncated", "repaired") if rows.get(what)]
+            lines += [f"{'':24} of those used, {' and '.join(done)}"] if done else []
         labels = self.plan.get("labels", [])
         for name, found in labels.items() if isinstance(labels, dict) else [("", labels)]:
             lines.append(f"{f'{name} labels'.strip():24} {len(found):,}")

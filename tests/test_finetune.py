@@ -40,6 +40,7 @@ def test_a_plain_model_comes_out(finished, folder):
     config = json.loads((output / "model" / "config.json").read_text())
     assert config["label2id"] == {"being": 0, "place": 1}
     assert config["problem_type"] == "single_label_classification"
+    assert (config["raybert"]["task"], config["raybert"]["max_length"]) == ("classification", 64)
     card = (output / "model" / "README.md").read_text()
     assert "fine-tuned for classification" in card
     assert "held out: accuracy" in card

@@ -1,6 +1,7 @@
 """Bulk prediction for every task: each row once, with what a naive loop over plain transformers gives."""
 
 import json
+from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from tokenizers import Tokenizer
 from transformers import (
     AutoModelForQuestionAnswering,
@@ -19,9 +21,11 @@ from transformers import (
 from raybert.config import load
 from raybert.config.predicting import HeadTaskSettings, PredictConfig
 from raybert.config.tasks import AnswersSettings, EntitiesSettings, RelationsSettings
-from raybert.corpus.ledger import Source
+from raybert.corpus.inspect_labels import label_problems
+from raybert.corpus.ledger import Commit, Source
 from raybert.corpus.plan import type_text
 from raybert.corpus.readers import REASON, Shard
+from raybert.corpus.vectors import read_metadata, to_parquet
 from raybert.predict import output_schema, predict
 from raybert.predict_shard import LoadPredictor, PrepareRows
 from raybert.resolve_head import head_of, open_folder, resolve_head
@@ -242,10 +246,47 @@ def test_relations_are_those_of_the_model_itself(tmp_path):
     assert outcome.counts["truncated"] == 1
 
 
+# --- the content of files
+
+
+def problems_of(table):
+    file = pq.ParquetFile(pa.BufferReader(to_parquet(table)))
+    commit = Commit(
+        **{
+            **dict.fromkeys((f.name for f in fields(Commit)), 0),
+            "embedded": len(table),
+            "vectors": len(table),
+        }
+    )
+    return label_problems(file, commit, read_metadata(table.schema))
+
+
+def with_first(table, name, value):
+    at = table.schema.get_field_index(name)
+    values = [value, *table[name].to_pylist()[1:]]
+    return table.set_column(at, table.schema.field(name), pa.array(values, table.schema.field(name).type))
+
+
+def test_the_content_of_files_is_checked(tagger, answerer):
+    table = one_shard(tagger, pa.table({"tokens": [text.split() for text in sentences(4)]})).data
+    assert problems_of(table) == []
+    entity = {"start": 0, "end": 1, "label": "LOC", "score": 0.5, "text": "a"}
+    assert problems_of(with_first(table, "entities", [])) == []
+    wrong = {**entity, "label": "B-LOC"}
+    assert problems_of(with_first(table, "entities", [wrong])) == ["a label is not among those of the model"]
+    wrong = {**entity, "score": 1.5}
+    assert problems_of(with_first(table, "entities", [entity, wrong])) == ["a score is no probability"]
+    assert problems_of(with_first(table, "entities", None)) == ["a prediction is null"]
+    rows = pa.table({"question": ["who", "what"], "context": ["the fox", "the dog"]})
+    table = one_shard(answerer, rows).data
+    assert problems_of(table) == problems_of(with_first(table, "answer", None)) == []
+    assert problems_of(with_first(table, "score", float("nan"))) == ["a number is not finite"]
+
+
 # --- on Ray
 
 
-def test_json_lines_through_the_whole_verb(tmp_path, tagger, ray_local):
+def test_json_lines_through_the_whole_verb(tmp_path, tagger, ray_local, capsys):
     rows = [{"words": text.split()} for text in sentences(50)]
     rows += [{"words": None}, {"words": "no list"}, {"words": [1, 2]}, {"words": []}, {"text": 1}]
     (tmp_path / "in").mkdir()
@@ -260,6 +301,11 @@ def test_json_lines_through_the_whole_verb(tmp_path, tagger, ray_local):
         "output.rows_per_shard": 30,
         "workers": {"count": 1, "cpus": 1},
     }
+    outlook = predict({**settings, "dry_run": True})
+    assert outlook.rows == 55
+    assert not (tmp_path / "out").exists()
+    shown = yaml.safe_load(capsys.readouterr().err)["task"]
+    assert (shown["name"], shown["tokens"], shown["overlap"]) == ("entities", "words", 64)
     report = predict(settings)
     assert (report.rows, report.embedded, report.rejected) == (55, 50, 5)
     out = pq.read_table(tmp_path / "out/data")

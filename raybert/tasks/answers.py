@@ -210,6 +210,12 @@ def with_texts(examples: Examples, table: pa.Table, settings: AnswersSettings) -
     return replace(examples, truth={**examples.truth, "context": given})
 
 
+def repaired_rows(table: pa.Table, labels: Sequence[str], settings: AnswersSettings) -> np.ndarray:
+    """bool [rows]: rows whose answer stands elsewhere in the context than they say, and only there."""
+    del labels
+    return true_answers(table, settings).repaired
+
+
 def with_truth(
     examples: Examples, table: pa.Table, labels: Sequence[str], settings: AnswersSettings
 ) -> Examples:

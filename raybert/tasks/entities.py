@@ -214,6 +214,11 @@ def with_texts(examples: Examples, table: pa.Table, settings: EntitiesSettings) 
     return replace(examples, truth={**examples.truth, **more})
 
 
+def repaired_rows(table: pa.Table, labels: Sequence[str], settings: EntitiesSettings) -> np.ndarray:
+    """bool [rows]: rows whose tags or spans `errors: repair` changed."""
+    return true_tags(table, labels, settings).repaired
+
+
 def with_truth(
     examples: Examples, table: pa.Table, labels: Sequence[str], settings: EntitiesSettings
 ) -> Examples:

@@ -47,7 +47,8 @@ class DataSide(Protocol):
     It may have more: `weigh(examples, labels, settings)` gives examples to train on their weights;
     `with_texts(examples, table, settings)` gives examples what `decode` needs of their rows, and
     `with_truth(examples, table, labels, settings)` what `Scores` compares with, both in `truth`;
-    `add_markers(tokenizer, settings)` adds tokens; and `shown_rows(decoded, table, examples, labels, settings)` tells a report of
+    `repaired_rows(table, labels, settings)` tells (bool [rows]) whose truth was put right; `add_markers(tokenizer, settings)`
+    adds tokens; and `shown_rows(decoded, table, examples, labels, settings)` tells a report of
     rows that changed their `text`, their true `label`, what was `predicted` and, where a row is right or wrong, the
     `probability` of that, else its `score`: 1 where all is right, less where less is; lists, of the rows of the table,
     which are those of the examples.

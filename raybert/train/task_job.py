@@ -21,6 +21,7 @@ from raybert.corpus.rejects import count_reasons
 from raybert.encoder.folders import read_folder, resolve
 from raybert.pretrain.counter import permutation
 from raybert.pretrain.tokenizer_folder import read_tokenizer
+from raybert.tasks.columns import chosen
 from raybert.tasks.examples import Examples
 from raybert.tasks.heads import longest_input
 from raybert.tasks.known import MODELS, data_side
@@ -149,8 +150,19 @@ def read_tables(config: FinetuneConfig, base: Base) -> Tables:
             "rejected": count_reasons(rejects),
             "examples": len(made),
             "tokens": int(made.ids.offsets[-1]),
+            "truncated": 0 if made.cut is None else len(np.unique(made.row[made.cut])),
+            "repaired": _repaired(side, table, labels, config.task),
         }
     return Tables(labels, examples, rejected, rows)
+
+
+def _repaired(side: Any, table: Labelled, labels: list[str], task: Any) -> int:
+    """Rows whose truth was wrong, and is used as the task put it right."""
+    if not hasattr(side, "repaired_rows"):
+        return 0
+    return int(
+        side.repaired_rows(table.table.take(np.flatnonzero(chosen(table.reasons))), labels, task).sum()
+    )
 
 
 def make_prepared(config: FinetuneConfig, base: Base, tables: Any, metric: str) -> Prepared:

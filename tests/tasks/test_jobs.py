@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 
 from raybert.config import ConfigError, load
 from raybert.config.finetune import FinetuneConfig
+from raybert.finetune import FinetuneReport
 from raybert.tasks.known import DATA, MODELS, data_side
 from raybert.tasks.storage import from_bytes
 from raybert.train.task_job import prepare_job, refuse_settings
@@ -108,3 +109,18 @@ def test_settings_that_mean_nothing_are_refused(task, changes, message, model, t
 
     with pytest.raises((ValueError, ConfigError), match=message):
         job()
+
+
+def test_rows_that_were_cut_or_put_right_are_counted(model, tmp_path):
+    texts = [{"text": "the fox " * 40, "label": "a"}, {"text": "the fox", "label": "b"}]
+    tags = [*ENTITIES[:2], {"tokens": ["the", "city"], "tags": ["O", "I-place"]}]
+    found = {}
+    for task, rows, more in (("classify", texts, {}), ("entities", tags, {"task.errors": "repair"})):
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{task}.parquet")
+        found[task] = prepare_job(config_of(task, model, tmp_path / f"{task}.parquet", **more)).job
+    counts = {
+        task: [job["rows"]["train"][key] for key in ("truncated", "repaired")] for task, job in found.items()
+    }
+    assert counts == {"classify": [1, 0], "entities": [0, 1]}
+    assert "of those used, 1 truncated\n" in str(FinetuneReport("out", {"loss": 1.0}, found["classify"]))
+    assert "of those used, 1 repaired\n" in str(FinetuneReport("out", {"loss": 1.0}, found["entities"]))
