@@ -115,7 +115,7 @@ def check_columns(file: File, scan: Scan, wanted: list[str]) -> None:
         if name not in scan.columns or name == REASON:
             names = ", ".join(scan.columns[:20]) + (", ..." if len(scan.columns) > 20 else "")
             raise ValueError(
-                f"data.text, data.id or data.columns: column {name!r} is not in {file.uri}; it has: {names}"
+                f"data.text, data.id, data.columns or the group task: column {name!r} is not in {file.uri}; it has: {names}"
             )
 
 
