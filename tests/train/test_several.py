@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from raybert.tasks import relations_model
+from raybert.tasks.heads import read_head
 from raybert.train.checkpoint import Checkpoints, RunState
 from raybert.train.example_stream import ExampleMicro
 from raybert.train.finetuning import Finetuning
@@ -191,6 +192,10 @@ def test_every_finished_model_is_a_plain_one_with_the_same_encoder(folder):
         expected, read = logits_of(name, folder / "export" / "model" / name, micro)
         assert_close(model(pack(micro), outputs=True)[1]["logits"], expected, atol=1e-5, rtol=0)
         assert read.get_input_embeddings().weight.equal(words)
+        head = read_head(read.config.to_dict(), name)  # as predict and evaluate read it
+        assert head.task == config.task.tasks[name].task.name
+        assert head.settings == config.task.tasks[name].task
+        assert head.labels == prepared.job["labels"][name]
     card = (folder / "export" / "model" / "entities" / "README.md").read_text()
     assert "held out: entities.f1 | 0.75" in card
     assert "intents.accuracy" not in card

@@ -1,11 +1,14 @@
 """What the driver makes of several tasks, and what it refuses, with the setting's name in the whole tree."""
 
+import os
+
 import pytest
 import yaml
 
 from raybert.__main__ import parse
 from raybert.config import ConfigError, dump_yaml, load
 from raybert.config.finetune import FinetuneConfig
+from raybert.corpus.paths import absolute, public
 from raybert.finetune import FinetuneReport, finetune
 from raybert.tasks.storage import from_bytes
 from raybert.train.task_job import complete_job, prepare_job, refuse_other_job
@@ -34,6 +37,13 @@ def test_a_task_is_set_as_if_it_were_alone(tmp_path):
     assert (b.task.name, b.task.kind, b.data.paths, b.data.id) == ("classification", "multi", ["p", "q"], "7")
     assert config.task.temperature == 3.0
     assert load(FinetuneConfig, settings=yaml.safe_load(dump_yaml(config))) == config
+
+
+def test_paths_of_tasks_are_absolute_and_shown_without_credentials():
+    config = parse("finetune", [*TWO, "task.tasks.b.data.validation=s3://key:secret@bucket/v"])
+    tasks = absolute(config).task.tasks
+    assert tasks["a"].data.path == os.path.abspath("x")
+    assert public(config).task.tasks["b"].data.validation == "s3://bucket/v"
 
 
 @pytest.mark.parametrize(
