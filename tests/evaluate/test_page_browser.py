@@ -11,6 +11,7 @@ import pytest
 
 from raybert.corpus.store import Store
 from raybert.evaluate.report import PAGE, PICTURES, write_report
+from raybert.evaluate.result import Evaluation
 from tests.evaluate.test_report import CURVES, EVIL, pair, predictions
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -49,9 +50,10 @@ def folder(tmp_path_factory):
     """A report with all that there is, long names and hostile ones."""
     made = tmp_path_factory.mktemp("report")
     labels = [f"label_number_{i}_with_a_name_that_goes_on_and_on" for i in range(75)]
-    write_report(
-        Store(str(made)), *pair([*labels, EVIL, "x" * 90]), curves=CURVES, changed_rows=predictions()
-    )
+    two = pair([*labels, EVIL, "x" * 90])
+    long = {"model": "/runs/" + "m" * 90, "task": "t" * 90}
+    before, after = (Evaluation(**{**vars(one), **long}) for one in two)
+    write_report(Store(str(made)), before, after, curves=CURVES, changed_rows=predictions())
     return made
 
 
