@@ -7,6 +7,7 @@ from pydantic import Field, field_validator, model_validator
 from raybert.config.core import Settings
 from raybert.config.groups import TableSettings, WorkersSettings
 from raybert.config.paths import ModelName, Place
+from raybert.config.pair_tasks import RetrievalSettings, SelectionSettings, SimilaritySettings
 from raybert.config.several import SeveralSettings
 from raybert.config.tasks import (
     AnswersSettings,
@@ -40,7 +41,14 @@ class FinetuneModelSettings(Settings):
 
 
 TaskSettings = (
-    ClassificationSettings | EntitiesSettings | RelationsSettings | AnswersSettings | SeveralSettings
+    ClassificationSettings
+    | EntitiesSettings
+    | RelationsSettings
+    | AnswersSettings
+    | SimilaritySettings
+    | RetrievalSettings
+    | SelectionSettings
+    | SeveralSettings
 )
 
 

@@ -15,12 +15,18 @@ DATA = {
     "entities": "raybert.tasks.entities",
     "relations": "raybert.tasks.relations",
     "answers": "raybert.tasks.answers",
+    "similarity": "raybert.tasks.similarity",
+    "retrieval": "raybert.tasks.retrieval",
+    "selection": "raybert.tasks.selection",
 }
 MODELS = {
     "classification": "raybert.tasks.classify_model",
     "entities": "raybert.tasks.entities_model",
     "relations": "raybert.tasks.relations_model",
     "answers": "raybert.tasks.answers_model",
+    "similarity": "raybert.tasks.similarity_model",
+    "retrieval": "raybert.tasks.retrieval_model",
+    "selection": "raybert.tasks.selection_model",
 }
 
 
@@ -52,6 +58,10 @@ class DataSide(Protocol):
     rows that changed their `text`, their true `label`, what was `predicted` and, where a row is right or wrong, the
     `probability` of that, else its `score`: 1 where all is right, less where less is; lists, of the rows of the table,
     which are those of the examples.
+
+    `settle(settings, folder, tables)` gives the settings with what their defaults stand for in a model folder and in
+    tables by the settings that name them. `GROUPS` says what becomes of the sequences of a row in training (see
+    `raybert.train.example_stream.ExampleStream`).
 
     A task without `columns` and `nested` has the columns that the group `data` names: `text`, `text_pair`, `label`.
     """
@@ -99,7 +109,11 @@ class ModelSide(Protocol):
     `Model(plain, settings, regularize, padded=...)` is a torch module with `plain`, `padded` and `autocast`. Its
     `forward(batch, delta=None, outputs=False)` gives a NamedTuple of sums, the loss first, others that are means over the
     targets under their own names; with `outputs` also arrays by name, for `Scores`. `Model.sums_type(settings)` is the
-    NamedTuple, `Model.targets(micro)` counts the targets of a batch.
+    NamedTuple, `Model.targets(micro)` counts the targets of a batch. A loss that compares the sequences of a global batch is
+    in `Model.share` (see `raybert.tasks.bi_encoder_model.BiEncoder`); then `forward` gives vectors.
+
+    It may have two things more: `finish(made, model, settings, max_length)` adds to a finished folder, and `Predictor` is
+    used instead of `raybert.tasks.predictor_model.Predictor`.
     """
 
     AUTO: Any  # AutoModelFor... of transformers, or the like: its models then have `loaded_by` and `note` for the card

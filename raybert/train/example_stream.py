@@ -3,6 +3,7 @@
 import heapq
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -11,6 +12,8 @@ from raybert.pretrain.counter import bits, permutation
 from raybert.tasks.examples import IGNORED, Examples, Lists
 
 _DIGEST_RANGE = 2**62
+
+Groups = Literal["none", "batch", "bin"]
 
 
 @dataclass(frozen=True)
@@ -89,8 +92,10 @@ class ExampleStream:
 
     Args:
         parts: the number of workers that a run was started with; all of them have something to do then.
+        groups: none: every sequence is one by itself, also those of a row. batch: `batch_size` counts rows, and the sequences
+            of a row, which must lie together, come in one global batch. bin: in one bin, too.
 
-    Raises ValueError where there are no examples, or one is longer than `batch_tokens`.
+    Raises ValueError where there are no examples, or one (of a bin: a row) is longer than `batch_tokens`.
     """
 
     def __init__(
@@ -102,10 +107,12 @@ class ExampleStream:
         batch_tokens: int,
         parts: int = 1,
         padded: bool = False,
+        groups: Groups = "none",
     ) -> None:
         if not len(examples):
             raise ValueError("there are no rows to train on")
-        refuse_longer(examples, batch_tokens)
+        refuse_longer(examples, batch_tokens, groups, padded=padded)
+        self._rows, self._together = rows_of(examples, groups), groups == "bin"
         self._examples, self._seed, self._size = examples, seed, batch_size
         self._budget, self._parts, self._padded = batch_tokens, parts, padded
         self._digests = digests(examples)
@@ -114,7 +121,7 @@ class ExampleStream:
     @property
     def steps_per_epoch(self) -> int:
         """Global batches in an epoch."""
-        return -(-len(self._examples) // self._size)
+        return -(-len(self._rows) // self._size)
 
     def cursor(self, **place: int) -> Cursor:
         """The place of these fields; without any the beginning."""
@@ -122,9 +129,15 @@ class ExampleStream:
 
     def read(self, cursor: Cursor, rank: int = 0, world: int = 1) -> GlobalBatch:
         """The part of one of `world` ranks of the global batch that begins at `cursor`."""
-        rows = self._epoch(cursor.epoch)[cursor.batch * self._size : (cursor.batch + 1) * self._size]
-        bins = cut(self._examples.ids.lengths[rows], self._budget, self._parts, padded=self._padded)
-        micro = [(number, self._micro(rows[bins[number]])) for number in range(rank, len(bins), world)]
+        chosen = self._epoch(cursor.epoch)[cursor.batch * self._size : (cursor.batch + 1) * self._size]
+        units = self._rows.take(chosen)  # what is not cut: rows, or sequences
+        if not self._together:
+            units = Lists(units.values, np.arange(len(units.values) + 1))
+        lengths = sizes_of(self._examples, units, padded=self._padded)
+        bins = cut(lengths, self._budget, self._parts, padded=self._padded)
+        micro = [
+            (number, self._micro(units.take(bins[number]).values)) for number in range(rank, len(bins), world)
+        ]
         last = cursor.batch + 1 == self.steps_per_epoch
         following = Cursor(cursor.epoch + 1) if last else Cursor(cursor.epoch, cursor.batch + 1)
         return GlobalBatch(micro, len(bins), following)
@@ -135,8 +148,23 @@ class ExampleStream:
 
     def _epoch(self, epoch: int) -> np.ndarray:
         if self._order is None or self._order[0] != epoch:
-            self._order = epoch, permutation(len(self._examples), self._seed, epoch)
+            self._order = epoch, permutation(len(self._rows), self._seed, epoch)
         return self._order[1]
+
+
+def rows_of(examples: Examples, groups: Groups) -> Lists:
+    """What is drawn in a random order: lists of sequences, those of a row, or each by itself."""
+    count = len(examples)
+    starts = np.arange(count) if groups == "none" else np.flatnonzero(examples.first)
+    return Lists(np.arange(count), np.append(starts, count))
+
+
+def sizes_of(examples: Examples, rows: Lists, *, padded: bool = False) -> np.ndarray:
+    """int64, tokens of every list of sequences together; with `padded` as if all were as long as its longest."""
+    lengths = examples.ids.lengths[rows.values]
+    if padded:
+        return np.maximum.reduceat(lengths, rows.offsets[:-1]) * rows.lengths
+    return np.add.reduceat(lengths, rows.offsets[:-1])
 
 
 def in_order(
@@ -228,9 +256,12 @@ def _whole(values: np.ndarray) -> np.ndarray:
     return values.astype(np.int64)
 
 
-def refuse_longer(examples: Examples, batch_tokens: int) -> None:
-    """Raise ValueError for an example longer than a batch may be."""
-    longest = int(examples.ids.lengths.max(initial=0))
+def refuse_longer(
+    examples: Examples, batch_tokens: int, groups: Groups = "none", *, padded: bool = False
+) -> None:
+    """Raise ValueError for an example, or where they stay together a row, longer than a batch may be."""
+    rows = rows_of(examples, "bin" if groups == "bin" else "none")
+    longest = int(sizes_of(examples, rows, padded=padded).max())
     if longest > batch_tokens:
         raise ValueError(
             f"batch_tokens={batch_tokens} is smaller than the longest row ({longest} tokens); raise it, or lower "

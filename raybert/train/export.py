@@ -88,8 +88,9 @@ def _save_model(folder: str, job: Mapping[str, Any], weights: dict[str, Any]) ->
 def write_folder(made: str, target: str) -> None:
     """Copy the files of a local folder to `target`; nothing of ours stays in there."""
     store = Store(target)
-    for file in sorted(Path(made).iterdir()):
-        store.write(file.name, file.read_bytes())
+    for file in sorted(Path(made).rglob("*")):
+        if file.is_file():
+            store.write(file.relative_to(made).as_posix(), file.read_bytes())
     store.leave_nothing_aside()
 
 

@@ -4,6 +4,7 @@ import math
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,9 @@ from raybert.train.export import model_card, write_folder
 from raybert.train.forward import PACKED_FAMILIES
 from raybert.train.gather import load_weights
 from raybert.train.packed import pack
+from raybert.train.ranking_objective import RankingObjective
 from raybert.train.step import even_out
-from raybert.train.task_job import EXAMPLES, TOKENIZER
+from raybert.train.task_job import EXAMPLES, TOKENIZER, groups_of
 from raybert.train.task_models import make_plain
 from raybert.train.task_objective import TaskObjective
 from raybert.train.trained import Evaluation
@@ -43,6 +45,9 @@ class Finetuning:
     """
 
     def __init__(self, config: FinetuneConfig, job: dict[str, Any], member: str = "") -> None:
+        if hasattr(data_side(config.task.name), "settle"):  # the driver found out what defaults stand for
+            task = type(config.task).model_validate(job["settings"])
+            config = config.model_copy(update={"task": task})
         self._config, self._job, self._member = config, job, member
         self._store = Store(config.output.path)
         self._data, self._models = data_side(config.task.name), model_side(config.task.name)
@@ -58,11 +63,10 @@ class Finetuning:
             batch_tokens=job["batch_tokens"],
             parts=job["parts"],
             padded=self._padded,
+            groups=groups_of(config.task.name),
         )
         self.streams = [stream]
-        attack = None if config.adversarial.name == "none" else config.adversarial
-        model = self._models.Model
-        self.objective = TaskObjective(model.sums_type(config.task), model.targets, nothing(train), attack)
+        self.objective = self._objective(nothing(train))
         evaluate = config.train.evaluate
         every = stream.steps_per_epoch if evaluate.every is None else evaluate.every
         self.evaluate_every = every if job["rows"].get("validation") else 0
@@ -80,6 +84,15 @@ class Finetuning:
     def wrapped(self, plain: PreTrainedModel) -> nn.Module:
         """What computes the loss of a plain model."""
         return self._models.Model(plain, self._config.task, self._config.regularize, padded=self._padded)
+
+    def _objective(self, empty: ExampleMicro) -> TaskObjective:
+        model, task = self._models.Model, self._config.task
+        given = model.sums_type(task), model.targets, empty
+        # cosine regression is a loss of single rows, as those of other tasks
+        if hasattr(model, "share") and getattr(task, "loss", "") != "cosine":
+            return RankingObjective(*given, share=partial(model.share, task), cache=task.grad_cache)
+        adversarial = self._config.adversarial
+        return TaskObjective(*given, None if adversarial.name == "none" else adversarial)
 
     def groups(self, model: nn.Module) -> list[dict[str, Any]] | None:
         """By depth where the rates of layers differ."""
@@ -155,6 +168,9 @@ class Finetuning:
             record_head(
                 Path(made), self._config.task, max_length=self._job["max_length"], labels=self._job["labels"]
             )
+            if hasattr(self._models, "finish"):
+                longest = self._job["max_length"]
+                self._models.finish(made, self._config.model, self._config.task, longest)
             task = self._config.task.name
             what = f"fine-tuned for {task}{getattr(plain, 'note', '')}"
             Path(made, "README.md").write_text(model_card(target, kind, state, what, task))

@@ -18,7 +18,7 @@ from raybert.config import refuse_differences
 from raybert.config.finetune import FinetuneConfig
 from raybert.config.several import SeveralSettings
 from raybert.corpus.rejects import count_reasons
-from raybert.encoder.folders import read_folder, resolve
+from raybert.encoder.folders import Folder, read_folder, resolve
 from raybert.pretrain.counter import permutation
 from raybert.pretrain.tokenizer_folder import read_tokenizer
 from raybert.tasks.columns import chosen
@@ -29,7 +29,9 @@ from raybert.tasks.rows import read_labelled, refuse_unread
 from raybert.tasks.storage import to_bytes
 from raybert.tasks.table import Labelled
 from raybert.train.combinations import refuse_combinations
+from raybert.train.example_stream import Groups, refuse_longer, rows_of
 from raybert.train.job import FREE, steps_of
+from raybert.train.task_levers import refuse_levers
 from raybert.train.tracking import refuse_missing
 
 EXAMPLES, TOKENIZER, REJECTS = "_raybert/examples", "_raybert/tokenizer", "_rejects"
@@ -63,6 +65,7 @@ def refuse_settings(config: FinetuneConfig) -> None:
         optimizer=train.optimizer, zero=train.zero, offload=train.offload, precision=train.precision
     )
     refuse_missing(config.track)
+    refuse_levers(config)
     frozen = config.freeze.layers or config.freeze.embeddings or config.freeze.gradual
     if config.adapter.name != "none" and frozen:
         raise ValueError(
@@ -81,9 +84,10 @@ def refuse_settings(config: FinetuneConfig) -> None:
 
 @dataclass(frozen=True)
 class Base:
-    """The model to begin with: its config.json, its tokenizer with the tasks' own tokens, the tokenizer's files, and the
+    """The model to begin with: its folder, its config.json, its tokenizer with the tasks' own tokens, the tokenizer's files, and the
     longest row in tokens."""
 
+    folder: Folder
     shape: Mapping[str, Any]
     tokenizer: Tokenizer
     files: Mapping[str, bytes]
@@ -106,8 +110,11 @@ def prepare_job(config: FinetuneConfig) -> Prepared:
         from raybert.train.several_job import prepare_several
 
         return prepare_several(config)
-    base = read_base(config, [config.task])
-    tables = read_tables(config, base)
+    base, parts = read_base(config, [config.task]), None
+    if hasattr(data_side(config.task.name), "settle"):
+        parts = _tables(config)
+        config, base = _settled(config, base, parts)
+    tables = read_tables(config, base, parts)
     metric = config.train.evaluate.metric
     metric = data_side(config.task.name).main_figure(config.task) if metric == "auto" else metric
     return make_prepared(config, base, tables, metric)
@@ -115,8 +122,9 @@ def prepare_job(config: FinetuneConfig) -> Prepared:
 
 def read_base(config: FinetuneConfig, tasks: Sequence[Any]) -> Base:
     """The model that the settings name, with what these tasks add to its tokenizer."""
-    folder, _ = resolve(config.model.name, config.model.revision, code=config.model.trust_remote_code)
-    path = read_folder(folder).transformer
+    path, _ = resolve(config.model.name, config.model.revision, code=config.model.trust_remote_code)
+    folder = read_folder(path)
+    path = folder.transformer
     shape = _shape(path)
     words = read_tokenizer(path)
     tokenizer = Tokenizer.from_str(words.json)
@@ -127,12 +135,12 @@ def read_base(config: FinetuneConfig, tasks: Sequence[Any]) -> Base:
             files["tokenizer.json"] = tokenizer.to_str(pretty=True)
     found = {f"{TOKENIZER}/{name}": text.encode() for name, text in files.items()}
     longest = longest_input(shape, config.model.max_length, None, config.model.name)
-    return Base(shape, tokenizer, found, longest)
+    return Base(folder, shape, tokenizer, found, longest)
 
 
-def read_tables(config: FinetuneConfig, base: Base) -> Tables:
-    """Rows to examples."""
-    side, tables = data_side(config.task.name), _tables(config)
+def read_tables(config: FinetuneConfig, base: Base, tables: Mapping[str, Labelled] | None = None) -> Tables:
+    """Rows to examples; `tables` are those of the settings, where they are read already."""
+    side, tables = data_side(config.task.name), tables or _tables(config)
     labels = side.find_labels(tables["train"].table, config.task)
     examples, rejected, rows = {}, {}, {}
     for part, table in tables.items():
@@ -170,6 +178,7 @@ def make_prepared(config: FinetuneConfig, base: Base, tables: Any, metric: str) 
     files = {f"{EXAMPLES}/{part}.parquet": bytes(to_bytes(made)) for part, made in tables.examples.items()}
     job = {
         "task": config.task.name,
+        "settings": config.task.model_dump(mode="json"),
         "requested": deciding_settings(config),
         "labels": tables.labels,
         "family": base.shape["model_type"],
@@ -209,14 +218,11 @@ def complete_job(
     if job["precision"] == "float16" and not gpu:
         raise ValueError("train.precision=float16 needs GPUs; set train.precision=auto")
     job["parts"] = workers
-    longest = max(int(made.ids.lengths.max()) for made in prepared.examples.values())
-    if longest > job["batch_tokens"]:
-        raise ValueError(
-            f"batch_tokens={job['batch_tokens']} is smaller than the longest row ({longest} tokens); raise it, or "
-            "lower model.max_length"
-        )
+    groups = groups_of(job["task"])
+    for part, made in prepared.examples.items():
+        refuse_longer(made, job["batch_tokens"], groups if part == "train" else "none")
     trained = [made for part, made in prepared.examples.items() if part.rpartition("/")[2] == "train"]
-    an_epoch = sum(-(-len(made) // train.batch_size) for made in trained)
+    an_epoch = sum(-(-len(rows_of(made, groups)) // train.batch_size) for made in trained)
     steps = train.steps or max(1, round((train.epochs or 3) * an_epoch))
     schedule = {
         "name": train.schedule,
@@ -233,6 +239,11 @@ def complete_job(
             "run; lower them"
         )
     job["phases"] = [{"number": 0, "steps": steps, "lr": train.lr, "schedule": schedule}]
+
+
+def groups_of(task: str) -> Groups:
+    """What becomes of the sequences of a row in training (see `ExampleStream`)."""
+    return "none" if task == "several" else getattr(data_side(task), "GROUPS", "none")
 
 
 def deciding_settings(config: FinetuneConfig) -> dict[str, Any]:
@@ -273,6 +284,24 @@ def _tables(config: FinetuneConfig) -> dict[str, Labelled]:
     if held < 1:
         raise ValueError(f"data.validation_share={share:g} of {len(train)} rows leaves none; give more rows")
     return {"train": train.take(np.sort(order[held:])), "validation": train.take(np.sort(order[:held]))}
+
+
+def _settled(
+    config: FinetuneConfig, base: Base, tables: Mapping[str, Labelled]
+) -> tuple[FinetuneConfig, Base]:
+    """Settings with what the defaults of the task stand for in this model folder and these tables; and the longest row,
+    which is that of the folder unless it is set."""
+    found = {
+        setting_of(part): table.table.filter(
+            pa.array([reason is None for reason in table.reasons], pa.bool_())
+        )
+        for part, table in tables.items()
+    }
+    task = data_side(config.task.name).settle(config.task, base.folder, found)
+    longest = base.longest
+    if config.model.max_length is None:
+        longest = min(longest, base.folder.max_seq_length or longest)
+    return config.model_copy(update={"task": task}), replace(base, longest=longest)
 
 
 def _read(config: FinetuneConfig, paths: list[str]) -> Labelled:

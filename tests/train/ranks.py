@@ -386,6 +386,7 @@ def main(rank: int, world: int, folder: Path, job: str, meeting: str) -> None:
     import torch.distributed as dist
 
     from tests.train import several_ranks
+    from tests.train.ranking_ranks import ranking
 
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
     found = {
@@ -401,6 +402,7 @@ def main(rank: int, world: int, folder: Path, job: str, meeting: str) -> None:
         "several_more_stages": several_ranks.more_stages,
         "several_again": several_ranks.again,
         "several_levers": several_ranks.levers,
+        "ranking": ranking,
     }[job](folder, rank)
     if rank == 0:
         (folder / f"{job}-{world}.json").write_text(json.dumps(found))
