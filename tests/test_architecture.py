@@ -96,6 +96,8 @@ PURE = {
     "pretraining_model",
     "pretraining_objective",
     "task_objective",
+    "ranking_objective",
+    "grad_cache",
     "step",
     "optimizers",
 }

@@ -163,7 +163,7 @@ def _whole_frozen(engine: Engine, parameter: Tensor) -> Tensor:
     """No optimizer has a copy of it."""
     if engine.settings.zero != 3:
         return parameter
-    from deepspeed.zero import GatheredParameters
+    from deepspeed.runtime.zero import GatheredParameters
 
     with GatheredParameters([parameter]):
         return parameter.detach().clone()

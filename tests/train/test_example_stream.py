@@ -99,6 +99,54 @@ def test_the_sequences_of_a_row_are_evaluated_together():
     assert sorted(seen) == list(range(10))
 
 
+def rows_of_sequences(lengths, counts):
+    row = np.repeat(np.arange(len(counts)), counts)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    ids = Lists(np.arange(offsets[-1]).astype(np.int32), offsets)
+    return Examples(ids, np.asarray(lengths), row, {"labels": np.zeros(len(row), np.int64)})
+
+
+@pytest.mark.parametrize("groups", ["batch", "bin"])
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("world", [1, 2])
+def test_the_sequences_of_a_row_are_trained_on_together(groups, padded, world):
+    rng = np.random.default_rng(0)
+    counts = np.full(23, 3) if padded else rng.integers(1, 5, 23)
+    examples = rows_of_sequences(rng.integers(3, 10, counts.sum()), counts)
+    options = {**SETTINGS, "batch_size": 5, "groups": groups, "padded": padded}
+    stream = ExampleStream(examples, **options)
+    assert stream.steps_per_epoch == 5
+    found, cursor = read(stream, 5, world)
+    assert cursor == Cursor(1, 0)
+    seen, cut_up = [], 0
+    for parts in found:
+        bins = [micro.examples for part in parts for _, micro in part.micro]
+        rows = np.concatenate([bin.row for bin in bins])
+        own, number = np.unique(rows, return_counts=True)
+        assert number.tolist() == counts[own].tolist()
+        seen += own.tolist()
+        cut_up += sum(len(np.unique(bin.row)) for bin in bins) - len(own)
+        for bin in bins:
+            longest = bin.ids.lengths.max()
+            assert (len(bin) * longest if padded else bin.ids.lengths.sum()) <= 40
+            if groups == "bin":  # in their order, one after the other
+                assert bin.first.sum() == len(np.unique(bin.row))
+                starts = bin.ids.values[bin.ids.offsets[:-1]]
+                assert all((np.diff(starts[bin.row == row]) > 0).all() for row in np.unique(bin.row))
+    assert sorted(seen) == list(range(23))
+    assert (cut_up == 0) == (groups == "bin")
+    order = [set(rows_of(parts)) for parts in found]
+    alone = [set(rows_of(parts)) for parts in read(ExampleStream(examples, **options), 5)[0]]
+    assert order == alone
+
+
+def test_a_row_that_stays_together_must_fit():
+    examples = rows_of_sequences([10, 4, 10, 10], [2, 2])
+    ExampleStream(examples, **{**SETTINGS, "batch_tokens": 10}, groups="batch")
+    with pytest.raises(ValueError, match=r"batch_tokens=19 is smaller than the longest row \(20 tokens\)"):
+        ExampleStream(examples, **{**SETTINGS, "batch_tokens": 19}, groups="bin")
+
+
 def test_digests_tell_examples_apart():
     one = examples_of(2, 6)
     assert (digests(one) == digests(examples_of(2, 6))).all()
