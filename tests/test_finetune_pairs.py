@@ -9,23 +9,28 @@ import pytest
 from raybert.encoder.encoder import Encoder
 from raybert.finetune import finetune
 from tests.encoder.tiny import tiny_model
-from tests.train.task_tables import write
+from tests.train.task_tables import rows, write
 
 PLACES = ("river", "city", "world", "music", "people", "machine", "data", "water", "word", "language")
 FILL = ("the", "of", "many", "little", "long", "other", "some", "very")
 
 
 def pairs(n: int, seed: int) -> list[dict]:
-    """Two texts about one thing, or about two."""
-    rng, found = np.random.default_rng(seed), []
+    """Two texts about places, about beings, or about one of each."""
+    rng, texts = np.random.default_rng(seed), {"place": [], "being": []}
+    for row in rows(8 * n, seed):
+        texts[row["label"]].append(row["text"])
+    found = []
     for _ in range(n):
-        one, other = rng.choice(PLACES, 2, replace=False)
-        alike = bool(rng.random() < 0.5)
-        texts = [
-            " ".join(rng.permutation([*rng.choice(FILL, rng.integers(2, 5)), word]))
-            for word in (one, one if alike else other)
-        ]
-        found.append({"sentence1": texts[0], "sentence2": texts[1], "score": 5.0 if alike else 1.0})
+        one = rng.choice(["place", "being"])
+        other = rng.choice(["place", "being"])
+        found.append(
+            {
+                "sentence1": texts[one].pop(),
+                "sentence2": texts[other].pop(),
+                "score": 5.0 if one == other else 1.0,
+            }
+        )
     return found
 
 
@@ -108,7 +113,7 @@ def test_retrieval(tmp_path, ray_local):
     report = finetune(settings(tmp_path, "retrieval", **changes))
     made = tmp_path / "out" / "model"
     found = report.figures
-    assert found["held_out_accuracy_at_1"] > 0.3
+    assert found["held_out_accuracy_at_1"] > 0.12  # by chance 1 in 60
     assert found["held_out_ndcg_at_10"] >= found["held_out_ndcg_at_10_dim8"] > 0
     encoder = Encoder.load(made, dtype="float32")
     assert encoder.prompts == {"query": "what "}
@@ -141,13 +146,13 @@ def test_retrieval(tmp_path, ray_local):
 @pytest.mark.slow
 def test_selection(tmp_path, ray_local):
     tiny_model(tmp_path / "model", st=False)
-    rows = [{"context": [row["query"], "and"], "response": row["positive"]} for row in questions(300, 0)]
-    write(tmp_path / "train.parquet", rows[:240])
-    write(tmp_path / "validation.parquet", rows[240:])
-    changes = {"task.negatives": 3, "train.batch_size": 8, "train.steps": 150, "batch_tokens": 512}
-    report = finetune(settings(tmp_path, "selection", **changes, **{"train.lr": 2e-3}))
+    dialogues = [{"context": [row["query"], "and"], "response": row["positive"]} for row in questions(300, 0)]
+    write(tmp_path / "train.parquet", dialogues[:240])
+    write(tmp_path / "validation.parquet", dialogues[240:])
+    changes = {"task.negatives": 3, "train.batch_size": 16, "train.steps": 60, "batch_tokens": 512}
+    report = finetune(settings(tmp_path, "selection", **changes, **{"train.lr": 3e-3}))
     assert report.figures["held_out_candidates"] == 4
-    assert report.figures["held_out_recall_at_1"] > 0.4
+    assert report.figures["held_out_recall_at_1"] > 0.35  # by chance 1 in 4
     from transformers import AutoModelForSequenceClassification
 
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out" / "model")
