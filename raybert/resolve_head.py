@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from raybert.encoder.folders import Folder, read_folder, resolve
 from raybert.pretrain.tokenizer_folder import read_tokenizer
 from raybert.resolve import prepare_process, versions
 from raybert.tasks.heads import Head, longest_input, read_head, task_settings
+from raybert.tasks.known import data_side
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,10 @@ def open_folder(model: HeadModelSettings, task: HeadTaskSettings) -> HeadFolder:
     except (OSError, ValueError) as error:
         raise ValueError(f"model.name: {at / 'config.json'} cannot be read: {error}") from error
     head = read_head(shape, model.name, task)
+    side = data_side(head.task)
+    if hasattr(side, "settle"):  # pooling and prompts, where a folder that raybert did not make says them
+        settled = side.settle(head.settings, folder, {})
+        head = replace(head, settings=settled, max_length=head.max_length or folder.max_seq_length)
     words = read_tokenizer(at)
     limit = json.loads(words.files.get("tokenizer_config.json", "{}")).get("model_max_length")
     longest = longest_input(shape, model.max_length or head.max_length, limit, model.name)

@@ -7,7 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from raybert.encoder.encoder import Encoder
+from raybert.evaluate.evaluate import evaluate
 from raybert.finetune import finetune
+from raybert.predict import predict
 from tests.encoder.tiny import tiny_model
 from tests.train.task_tables import rows, write
 
@@ -93,6 +95,20 @@ def test_similarity(tmp_path, ray_local):
     assert json.loads((made / "modules.json").read_text())[1]["type"].endswith("Pooling")
     assert (made / "1_Pooling" / "config.json").is_file()
     assert "fine-tuned for similarity" in (made / "README.md").read_text()
+    given = {"data.path": str(tmp_path / "validation.parquet"), "workers.count": 1, "model.dtype": "float32"}
+    found = evaluate(
+        {
+            "model.name": str(made),
+            "model.before": str(tmp_path / "model"),
+            "output.path": str(tmp_path / "report"),
+            **given,
+        }
+    )
+    assert found.after.figures["spearman"] == pytest.approx(report.figures["held_out_spearman"], abs=1e-4)
+    assert found.before.figures["pearson"] == pytest.approx(np.corrcoef(before, alike)[0, 1], abs=1e-4)
+    predict({"model.name": str(made), "output.path": str(tmp_path / "scores"), **given})
+    scores = pq.read_table(tmp_path / "scores" / "data")["score"].to_numpy()
+    np.testing.assert_allclose(scores, after, atol=1e-5)
 
 
 @pytest.mark.slow

@@ -6,8 +6,8 @@ from pydantic import Field, field_validator, model_validator
 
 from raybert.config.core import Settings
 from raybert.config.groups import TableSettings, WorkersSettings
-from raybert.config.paths import ModelName, Place
 from raybert.config.pair_tasks import RetrievalSettings, SelectionSettings, SimilaritySettings
+from raybert.config.paths import ModelName, Place
 from raybert.config.several import SeveralSettings
 from raybert.config.tasks import (
     AnswersSettings,

@@ -70,8 +70,8 @@ def separator_of(tokenizer: Tokenizer) -> tuple[str, int]:
 
 def framed(
     tokenizer: Tokenizer, texts: Sequence[str], max_length: int, *, keep_end: np.ndarray | None = None
-) -> Lists:
-    """Ids of every text with its special tokens, at most `max_length`; longer texts lose their end.
+) -> tuple[Lists, np.ndarray]:
+    """Ids of every text with its special tokens, at most `max_length`, and bool [n], those that are cut: they lose their end.
 
     keep_end: bool [n], of texts that lose their beginning instead: what was said last matters most in a dialogue.
     """
@@ -88,7 +88,7 @@ def framed(
         np.stack([np.zeros(n, np.int64), starts, np.full(n, before)], 1),
         np.stack([np.full(n, before), lengths, np.full(n, after)], 1),
     )
-    return layout.lists(np.concatenate([specials.ids, pieces.ids.values]))
+    return layout.lists(np.concatenate([specials.ids, pieces.ids.values])), lengths < whole
 
 
 def room_of(specials: Frame, max_length: int) -> int:

@@ -96,9 +96,9 @@ def prepare(
     ]
     counts = np.array([2 + len(wrong[row]) for row in rows], np.int64)
     role, row = numbered(counts), np.repeat(rows, counts)
-    ids = framed(tokenizer, texts, max_length, keep_end=(role == 0) & turns)
+    ids, cut = framed(tokenizer, texts, max_length, keep_end=(role == 0) & turns)
     targets = {"role": role, "example": row, "key": keys_of(texts)}
-    return Examples(ids, ids.lengths.astype(np.int32), row, targets), reasons.lines
+    return Examples(ids, ids.lengths.astype(np.int32), row, targets, cut=cut), reasons.lines
 
 
 def with_truth(
@@ -147,11 +147,6 @@ class Scores(RetrievalScores):
         query, document = np.flatnonzero(role == 0), np.flatnonzero(role == 1)
         assert np.array_equal(example[query], example[document]), "a query has a document"
         self.add_pairs(outputs["vectors"][query], outputs["vectors"][document], key[query], key[document])
-
-    @property
-    def counted(self) -> "Scores":
-        """Itself: what has the figures."""
-        return self
 
 
 def _negatives(table: pa.Table, settings: RetrievalSettings) -> list[list[str]]:

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 from raybert.config.pair_tasks import SelectionSettings
 from raybert.tasks.columns import Reasons, strings_of
-from raybert.tasks.examples import Examples
+from raybert.tasks.examples import Examples, Lists
 from raybert.tasks.pair_rows import is_list, lists_of, numbered, room_of, separator_of, turns_of
 from raybert.tasks.sequences import frame, lay_out
 from raybert.tasks.words import tokenize_distinct
@@ -80,9 +80,9 @@ def prepare(
     counts = np.array([1 + len(wrong[row]) for row in rows], np.int64)
     place, row = numbered(counts), np.repeat(rows, counts)
     told = [text for row in rows for text in (responses[row], *wrong[row])]
-    ids, boundary = _sequences(tokenizer, [contexts[i] for i in row], told, max_length, keep_end=turns)
+    ids, boundary, cut = _sequences(tokenizer, [contexts[i] for i in row], told, max_length, keep_end=turns)
     targets = {"labels": (place == 0).astype(np.int64), "example": row}
-    return Examples(ids, boundary, row, targets), reasons.lines
+    return Examples(ids, boundary, row, targets, cut=cut), reasons.lines
 
 
 def decode(
@@ -123,11 +123,6 @@ class Scores:
             raise ValueError("logits must be finite")
         rank = np.bincount(row, logits >= true[row], len(true))
         self._sums += [len(rank), (rank == 1).sum(), (1 / rank).sum(), len(row)]
-
-    @property
-    def counted(self) -> "Scores":
-        """Itself: what has the figures."""
-        return self
 
     def merge(self, state: str) -> None:
         """Add the `to_json` of another worker."""
@@ -183,8 +178,8 @@ def _drawn(contexts: list[str], responses: list[str], settings: SelectionSetting
 
 def _sequences(
     tokenizer: Tokenizer, contexts: list[str], responses: list[str], max_length: int, *, keep_end: bool
-) -> tuple[Any, np.ndarray]:
-    """Ids of pairs with their special tokens, and int32 [n] tokens before the first of type 1."""
+) -> tuple[Lists, np.ndarray, np.ndarray]:
+    """Ids of pairs with their special tokens, int32 [n] tokens before the first of type 1, and bool [n], those cut."""
     specials = frame(tokenizer, pair=True)
     room = room_of(specials, max_length)
     if room < 2:
@@ -204,4 +199,5 @@ def _sequences(
     )
     ids = layout.lists(np.concatenate([specials.ids, asked.ids.values, told.ids.values]))
     boundary = ids.lengths if specials.first is None else before + kept_context + specials.first
-    return ids, boundary.astype(np.int32)
+    cut = (kept_context < context) | (kept_response < response)
+    return ids, boundary.astype(np.int32), cut

@@ -97,12 +97,12 @@ def prepare(
     rows = np.flatnonzero(reasons.good)
     prompt = settings.prompt or ""
     texts = [prompt + text for row in rows for text in (first[row], second[row])]
-    ids = framed(tokenizer, texts, max_length)
+    ids, cut = framed(tokenizer, texts, max_length)
     row = np.repeat(rows, 2)
     targets = {"role": np.tile(np.arange(2), len(rows)), "example": row}
     if scores is not None:
         targets["labels"] = _scaled(scores, settings)[row]
-    return Examples(ids, ids.lengths.astype(np.int32), row, targets), reasons.lines
+    return Examples(ids, ids.lengths.astype(np.int32), row, targets, cut=cut), reasons.lines
 
 
 def decode(
@@ -120,6 +120,24 @@ def output_fields(settings: SimilaritySettings) -> dict[str, pa.DataType]:
     """What predict writes for a row."""
     del settings
     return {"score": pa.float32()}
+
+
+def shown_rows(
+    decoded: Sequence[Mapping[str, Any]], table: pa.Table, examples: Examples, settings: SimilaritySettings
+) -> dict[str, list[Any]]:
+    """What a report tells of rows: their texts, their score and the cosine. A row is the better, the nearer the cosine is
+    to its score, brought to 0..1."""
+    del examples
+    truth = numbers_of(table, settings.score, Reasons(len(table)))
+    found = [row["score"] for row in decoded]
+    texts = zip(*(table[name].to_pylist() for name in (settings.first, settings.second)), strict=True)
+    near = 1 - np.abs(_scaled(truth, settings) - found)
+    return {
+        "text": [" | ".join(pair) for pair in texts],
+        "label": truth.tolist(),
+        "predicted": found,
+        "score": near.tolist(),
+    }
 
 
 def cosines(vectors: np.ndarray, examples: Examples) -> np.ndarray:

@@ -110,6 +110,7 @@ def test_long_rows_are_cut():
     assert texts[0] == ["[CLS]", "f", "g", "h", "[SEP]", "1", "2", "3", "[SEP]"]
     assert texts[1] == ["[CLS]", "a", "[SEP]", "1", "2", "3", "4", "5", "[SEP]"]
     assert texts[2] == ["[CLS]", "b", "c", "d", "e", "f", "[SEP]", "1", "[SEP]"]
+    assert found.cut.tolist() == [True, True, True]
     text, _ = made([{"context": "a b c d e f", "response": "1 2 3"}], labels=None, max_length=9)
     assert tok.decode(text.ids.values.tolist()) == "a b c 1 2 3"
     with pytest.raises(ValueError, match="leaves no room for text"):

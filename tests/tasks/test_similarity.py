@@ -63,6 +63,9 @@ def test_a_row_is_two_sequences_as_the_tokenizer_makes_them(kind):
         assert found.ids.take(np.array([i])).values.tolist() == tok.encode(f"over {text}").ids
     assert found.boundary.tolist() == found.ids.lengths.tolist()
     assert max(found.ids.lengths) == 6
+    whole, _ = prepare(table(), tok, [], settings, max_length=60)
+    assert found.cut.tolist() == (whole.ids.lengths > 6).tolist()
+    assert found.cut.any()
     unlabelled, reasons = prepare(table(), tok, None, settings, max_length=6)
     assert "labels" not in unlabelled.targets
     assert reasons[3] is None
@@ -142,3 +145,11 @@ def test_a_row_is_decoded_to_its_cosine():
     found = similarity.decode({"vectors": vectors}, examples_of([0, 0, 0]), [], SETTINGS)
     assert [row["score"] for row in found] == pytest.approx(cosines(vectors), abs=1e-6)
     assert found[0].keys() == similarity.output_fields(SETTINGS).keys()
+
+
+def test_a_report_is_told_how_near_a_row_is():
+    settings = SETTINGS.model_copy(update={"low": 0.0, "high": 5.0})
+    found = similarity.shown_rows([{"score": 0.5}, {"score": 0.9}], table(ROWS[::2]), None, settings)
+    assert found["text"] == ["the quick fox | the lazy dog", "New York | Paris and New York"]
+    assert found["label"] == [1.0, 4.0]
+    assert found["score"] == pytest.approx([0.7, 0.9])
