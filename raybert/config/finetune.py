@@ -13,6 +13,7 @@ from raybert.config.tasks import (
     AnswersSettings,
     ClassificationSettings,
     EntitiesSettings,
+    GenerationSettings,
     RelationsSettings,
 )
 from raybert.config.training import Count, LoopSettings
@@ -48,6 +49,7 @@ TaskSettings = (
     | SimilaritySettings
     | RetrievalSettings
     | SelectionSettings
+    | GenerationSettings
     | SeveralSettings
 )
 

@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from raybert.config.core import Settings
+from raybert.config.paths import MODEL
 
 
 class ClassificationSettings(Settings):
@@ -114,3 +115,65 @@ class AnswersSettings(Settings):
         0.0,
         description="with allow_unanswerable: no answer where its score exceeds that of the best span by more than this",
     )
+
+
+class GenerationSettings(Settings):
+    """Sequence to sequence, translation or summarisation, by an encoder-decoder made of BERT weights."""
+
+    name: Literal["generation"] = Field("generation", description="the task")
+    source: str = Field("source", description="column of the texts that are read")
+    target: str = Field("target", description="column of the texts that are to be written")
+    target_tokenizer: Annotated[str | None, MODEL] = Field(
+        None,
+        description="folder of a tokenizer for the target, as raybert vocabulary makes; default: the encoder's own",
+    )
+    decoder: Annotated[str | None, MODEL] = Field(
+        None,
+        description="folder or hub name of the model whose weights the decoder begins with; default: the encoder's. "
+        "Its word embeddings are new where task.target_tokenizer has another vocabulary, cross attention always is",
+    )
+    decoder_layers: int | None = Field(
+        None, ge=1, description="layers of the decoder, the lowest of task.decoder; default: all"
+    )
+    share: bool = Field(
+        False, description="encoder and decoder have the same weights but for cross attention"
+    )
+    max_target_length: int = Field(
+        128,
+        ge=2,
+        description="tokens of a target to learn from, its end included; longer ones lose their end",
+    )
+    beams: int = Field(
+        4, ge=1, description="of the beam search that writes; 1: the likeliest token each time"
+    )
+    length_penalty: float = Field(
+        1.0, description="a finished beam's score is divided by its length to this power; more: longer texts"
+    )
+    no_repeat_ngram: int = Field(
+        0, ge=0, description="so many tokens in a row are not written twice; 0: any are"
+    )
+    max_new_tokens: int | None = Field(
+        None, ge=1, description="tokens that are written at most; default: task.max_target_length"
+    )
+    generate: Literal["end", "evaluations", "never"] = Field(
+        "end",
+        description="when the validation rows are written out for BLEU, chrF and ROUGE: by the finished model, at every "
+        "evaluation (BLEU then chooses the best model, else the loss does), or never",
+    )
+    bleu_tokenizer: Literal["13a", "intl", "zh", "char", "none"] = Field(
+        "13a",
+        description="how sacreBLEU splits words: 13a for most languages, zh for Chinese, char for Japanese",
+    )
+
+    @property
+    def longest_output(self) -> int:
+        """Tokens that are written at most, the end included."""
+        return self.max_new_tokens or self.max_target_length
+
+    @model_validator(mode="after")
+    def _columns_and_decoder(self) -> Self:
+        if self.source == self.target:
+            raise ValueError(f"task.source and task.target are both {self.source!r}; they must differ")
+        if self.share and self.decoder is not None:
+            raise ValueError("task.share=true begins with the encoder's weights; leave task.decoder out")
+        return self

@@ -84,6 +84,7 @@ class Folder:
         files = [*self.weights(), self.transformer / "config.json", *self.transformer.glob("*.py")]
         files += [self.transformer / name for name in TOKENIZER_FILES]
         files += self.transformer.glob("sentence_*_config.json")
+        files.append(self.transformer / "target_tokenizer" / "tokenizer.json")
         files += [self.path / "modules.json", self.path / "config_sentence_transformers.json"]
         if self.pooling_path is not None:
             files.append(self.pooling_path / "config.json")

@@ -8,6 +8,9 @@ import numpy as np
 IGNORED = -100
 """The target of a token, or of a sequence, that losses and metrics pass over."""
 
+TARGET_IDS = "target_ids"
+"""Name of a target [n, k]: token ids that a decoder writes, IGNORED behind the last."""
+
 
 @dataclass(frozen=True)
 class Lists:
@@ -67,6 +70,13 @@ class Examples:
         )
         cut = None if self.cut is None else self.cut[rows]
         return Examples(self.ids.take(rows), self.boundary[rows], self.row[rows], targets, truth, cut)
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """int64 [n], the tokens that a model computes for a sequence: its own, and those of TARGET_IDS."""
+        written = self.targets.get(TARGET_IDS)
+        lengths = self.ids.lengths
+        return lengths if written is None else lengths + (written != IGNORED).sum(1)
 
     @property
     def first(self) -> np.ndarray:

@@ -26,6 +26,7 @@ _BY_ARCHITECTURE = {
     "ForSequenceClassification": "classification",
     "ForTokenClassification": "entities",
     "ForQuestionAnswering": "answers",
+    "EncoderDecoderModel": "generation",
 }
 _KINDS = {
     "single_label_classification": "single",
@@ -33,6 +34,7 @@ _KINDS = {
     "regression": "regression",
 }
 _LABELLED = ("classification", "entities", "relations", "answers")  # config.json names their labels
+_NEED_A_HEAD = (*_LABELLED, "generation")
 _OFFSET_FAMILIES = ("roberta", "xlm-roberta", "camembert", "mpnet")  # count positions from padding_idx + 1
 _LONGEST = 8192  # of a model that takes any length, or more than anybody's rows have
 _UNLIMITED = 10**9  # transformers writes 1e30 where it does not know
@@ -151,7 +153,7 @@ def _task(shape: Mapping[str, Any], where: str, asked: str, recorded: str | None
     if found is None and "relation_markers" in shape:
         found = "relations"
     is_a = f"is a {architectures[0]}" if architectures else "names no architecture"
-    if asked != "auto" and asked != found and (found or asked in _LABELLED):
+    if asked != "auto" and asked != found and (found or asked in _NEED_A_HEAD):
         what = f"is a model for task.name={found}" if found else f"has no head: its config.json {is_a}"
         raise ValueError(
             f"task.name={asked}, but model.name={where} {what}; take another model, or leave task.name out"
@@ -160,7 +162,7 @@ def _task(shape: Mapping[str, Any], where: str, asked: str, recorded: str | None
         return found or asked
     raise ValueError(
         f"model.name={where}: its config.json {is_a}; a model with a head for a task is needed, as raybert finetune makes "
-        f"(for a model without a head: task.name={' or '.join(sorted(TASKS.keys() - set(_LABELLED))) or '...'})"
+        f"(for a model without a head: task.name={' or '.join(sorted(TASKS.keys() - set(_NEED_A_HEAD))) or '...'})"
     )
 
 

@@ -18,6 +18,7 @@ DATA = {
     "similarity": "raybert.tasks.similarity",
     "retrieval": "raybert.tasks.retrieval",
     "selection": "raybert.tasks.selection",
+    "generation": "raybert.tasks.generation",
 }
 MODELS = {
     "classification": "raybert.tasks.classify_model",
@@ -27,6 +28,7 @@ MODELS = {
     "similarity": "raybert.tasks.similarity_model",
     "retrieval": "raybert.tasks.retrieval_model",
     "selection": "raybert.tasks.selection_model",
+    "generation": "raybert.tasks.generation_model",
 }
 
 

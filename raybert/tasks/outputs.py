@@ -26,6 +26,8 @@ def finite_rows(outputs: Mapping[str, np.ndarray], examples: Examples) -> np.nda
     if not len(examples):
         return good
     for values in outputs.values():
+        if values.dtype == object:  # texts
+            continue
         fine = np.isfinite(values).reshape(len(values), -1).all(1)
         if len(values) != len(examples):
             fine = np.logical_and.reduceat(fine, examples.ids.offsets[:-1])

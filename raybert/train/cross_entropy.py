@@ -9,13 +9,14 @@ from torch import Tensor
 _CACHED_BYTES, _GPU_BYTES = 2**22, 2**28
 
 
-def cross_entropy(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
     """Sum of -log softmax(logits)[label] in float32, labels counted, and of these predicted right; each of shape [].
 
     logits: [m, classes] of any float type; labels: int64 [m], -100 where a row is not counted. The gradient is that of
-    the first alone.
+    the first alone. smoothing: the share of the truth that is spread over all classes (Szegedy et al. 2016, section 7).
     """
-    total, right = _CrossEntropy.apply(logits, labels, logits.requires_grad and torch.is_grad_enabled())
+    wanted = logits.requires_grad and torch.is_grad_enabled()
+    total, right = _CrossEntropy.apply(logits, labels, wanted, smoothing)
     return total, (labels >= 0).sum().float(), right
 
 
@@ -23,7 +24,9 @@ class _CrossEntropy(torch.autograd.Function):
     """The gradient, softmax - one-hot, is made beside the loss: the rows are in the cache then."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, labels: Tensor, wanted: bool) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, logits: Tensor, labels: Tensor, wanted: bool, smoothing: float
+    ) -> tuple[Tensor, Tensor]:
         total = torch.zeros((), device=logits.device)
         right = torch.zeros((), device=logits.device)
         gradient = torch.empty_like(logits) if wanted else None
@@ -36,10 +39,15 @@ class _CrossEntropy(torch.autograd.Function):
             chosen = rows.gather(1, at)
             right += _count_right(rows, chosen, at, counted)
             logs = rows.logsumexp(1, keepdim=True)
-            total += torch.where(counted, (logs - chosen)[:, 0], 0).sum()
+            truth = chosen
+            if smoothing:
+                truth = (1 - smoothing) * chosen + smoothing * rows.mean(1, keepdim=True)
+            total += torch.where(counted, (logs - truth)[:, 0], 0).sum()
             if gradient is not None:
                 slope = (rows - logs).exp_()
-                slope.scatter_add_(1, at, -torch.ones_like(chosen))
+                slope.scatter_add_(1, at, torch.full_like(chosen, smoothing - 1))
+                if smoothing:
+                    slope -= smoothing / logits.shape[1]
                 gradient[part] = slope.mul_(counted[:, None])
         ctx.mark_non_differentiable(right)
         ctx.save_for_backward(gradient)
@@ -48,7 +56,7 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return gradient * gradients[0].to(gradient.dtype), None, None
+        return gradient * gradients[0].to(gradient.dtype), None, None, None
 
 
 def _count_right(rows: Tensor, chosen: Tensor, at: Tensor, counted: Tensor) -> Tensor:

@@ -115,7 +115,7 @@ class ExampleStream:
         self._rows, self._together = rows_of(examples, groups), groups == "bin"
         self._examples, self._seed, self._size = examples, seed, batch_size
         self._budget, self._parts, self._padded = batch_tokens, parts, padded
-        self._digests = digests(examples)
+        self._digests, self._sizes = digests(examples), examples.sizes
         self._order: tuple[int, np.ndarray] | None = None
 
     @property
@@ -133,7 +133,7 @@ class ExampleStream:
         units = self._rows.take(chosen)  # what is not cut: rows, or sequences
         if not self._together:
             units = Lists(units.values, np.arange(len(units.values) + 1))
-        lengths = sizes_of(self._examples, units, padded=self._padded)
+        lengths = sizes_of(self._sizes, units, padded=self._padded)
         bins = cut(lengths, self._budget, self._parts, padded=self._padded)
         micro = [
             (number, self._micro(units.take(bins[number]).values)) for number in range(rank, len(bins), world)
@@ -159,9 +159,9 @@ def rows_of(examples: Examples, groups: Groups) -> Lists:
     return Lists(np.arange(count), np.append(starts, count))
 
 
-def sizes_of(examples: Examples, rows: Lists, *, padded: bool = False) -> np.ndarray:
-    """int64, tokens of every list of sequences together; with `padded` as if all were as long as its longest."""
-    lengths = examples.ids.lengths[rows.values]
+def sizes_of(sizes: np.ndarray, rows: Lists, *, padded: bool = False) -> np.ndarray:
+    """int64, tokens of every list of sequences, by the `sizes` of these; with `padded` as if all were as long as its longest."""
+    lengths = sizes[rows.values]
     if padded:
         return np.maximum.reduceat(lengths, rows.offsets[:-1]) * rows.lengths
     return np.add.reduceat(lengths, rows.offsets[:-1])
@@ -175,7 +175,7 @@ def in_order(
     The sequences of a row lie in one bin, in their order.
     """
     rows, of = np.unique(examples.row, return_inverse=True)
-    lengths = np.bincount(of, examples.ids.lengths, len(rows)).astype(np.int64)
+    lengths = np.bincount(of, examples.sizes, len(rows)).astype(np.int64)
     # a row of many windows may be longer: without gradients there is room
     budget = max(batch_tokens, int(lengths.max(initial=1)))
     bins = [np.flatnonzero(np.isin(of, chosen)) for chosen in cut(lengths, budget, parts, padded=padded)]
@@ -261,7 +261,7 @@ def refuse_longer(
 ) -> None:
     """Raise ValueError for an example, or where they stay together a row, longer than a batch may be."""
     rows = rows_of(examples, "bin" if groups == "bin" else "none")
-    longest = int(sizes_of(examples, rows, padded=padded).max())
+    longest = int(sizes_of(examples.sizes, rows, padded=padded).max())
     if longest > batch_tokens:
         raise ValueError(
             f"batch_tokens={batch_tokens} is smaller than the longest row ({longest} tokens); raise it, or lower "

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from raybert.config.finetune import FinetuneConfig
 from raybert.corpus.store import Store
+from raybert.tasks.generation import TARGET_TOKENIZER
 from raybert.tasks.heads import record_head
 from raybert.tasks.known import data_side, model_side
 from raybert.tasks.storage import from_bytes
@@ -31,6 +32,7 @@ from raybert.train.task_job import EXAMPLES, TOKENIZER, groups_of
 from raybert.train.task_models import make_plain
 from raybert.train.task_objective import TaskObjective
 from raybert.train.trained import Evaluation
+from raybert.train.writer import Writer
 
 _SHOWN = 6  # figures in a line of an evaluation
 
@@ -74,6 +76,9 @@ class Finetuning:
         self.patience = evaluate.patience
         self.export_best = evaluate.export == "best"
         self._held: tuple[list[Any], int] | None = None
+        self._generate = getattr(config.task, "generate", "never") if self.evaluate_every else "never"
+        self._finished: dict[str, float] = {}
+        self._made_writer: Writer | None = None
         self._adapted: Any = None
 
     def model(self, weights: Mapping[str, Any] | None) -> nn.Module:
@@ -140,11 +145,12 @@ class Finetuning:
             totals += sums[0].double().cpu()
             targets += self.objective.targets(micro)[0]
             scores.add({name: _in_order(value, micro) for name, value in outputs.items()}, micro.examples)
+            if self._generate == "evaluations":
+                scores.add(self._writer()(engine.model, micro.examples), micro.examples)
         loss = _summed(
             torch.stack([totals[0], torch.tensor(float(targets), dtype=torch.float64)]), engine.device
         )
-        for state in _of_others(scores.to_json(), engine.device):
-            scores.merge(state)
+        self._merge(scores, engine.device)
         figures = {"loss": loss[0] / max(1.0, loss[1]), **scores.result()}
         if self._job["metric"] not in figures:
             raise ValueError(
@@ -152,22 +158,42 @@ class Finetuning:
             )
         return Evaluation("validation", figures, _line(figures, self._job["metric"]))
 
+    def finished(self, step: int, device: Any) -> Mapping[str, float]:
+        """The scores of what the model writes for the validation rows, where they are not found at every evaluation."""
+        if self._generate != "end":
+            return {}
+        weights = Checkpoints(f"{self._config.output.path.rstrip('/')}/{CHECKPOINTS}").weights(step)
+        model: Any = self.wrapped(self.plain(weights)[1]).to(device).eval()
+        if self._job["precision"] == "bfloat16":
+            model.autocast = torch.bfloat16
+        scores = self._data.Scores(self._job["labels"], self._config.task)
+        for _, micro in self._validation()[0]:
+            scores.add(self._writer()(model, micro.examples), micro.examples)
+        self._merge(scores, device)
+        self._finished = scores.result()
+        return self._finished
+
     def export(self, step: int) -> None:
         """The finished model: a plain folder, or with some adapters what is added to its base."""
         folder = self._config.output.path.rstrip("/")
         checkpoints = Checkpoints(f"{folder}/{CHECKPOINTS}")
-        self.write(checkpoints.weights(step), RunState.of(checkpoints.record(step)), f"{folder}/model")
+        state = RunState.of(checkpoints.record(step))
+        state = replace(state, evaluation={**state.evaluation, **self._finished})
+        self.write(checkpoints.weights(step), state, f"{folder}/model")
 
     def write(self, weights: Mapping[str, Any], state: RunState, target: str) -> None:
         """A finished model of these weights and this state as a folder."""
         plain, _ = self.plain(weights)
         with tempfile.TemporaryDirectory() as made:
             kind = self._save(plain, made)
-            for name in self._store.sizes(TOKENIZER):
-                Path(made, name).write_bytes(self._store.read(f"{TOKENIZER}/{name}"))
-            record_head(
-                Path(made), self._config.task, max_length=self._job["max_length"], labels=self._job["labels"]
-            )
+            for part in (".", TARGET_TOKENIZER):
+                for name in self._store.sizes(f"{TOKENIZER}/{part}"):
+                    Path(made, part).mkdir(exist_ok=True)
+                    Path(made, part, name).write_bytes(self._store.read(f"{TOKENIZER}/{part}/{name}"))
+            settings = self._config.task
+            if settings.name == "generation":  # both lie in the folder now
+                settings = settings.model_copy(update={"target_tokenizer": None, "decoder": None})
+            record_head(Path(made), settings, max_length=self._job["max_length"], labels=self._job["labels"])
             if hasattr(self._models, "finish"):
                 longest = self._job["max_length"]
                 self._models.finish(made, self._config.model, self._config.task, longest)
@@ -185,6 +211,8 @@ class Finetuning:
                 save_adapter(plain, folder)
                 return str(plain.adapter_record["architecture"])
             plain = merged(plain)
+        if getattr(self._config.task, "share", False):
+            plain = self._models.untied(plain)
         plain.save_pretrained(folder)
         return getattr(plain, "loaded_by", type(plain).__name__)
 
@@ -193,9 +221,13 @@ class Finetuning:
         matrices that it exchanged. On the CPU; new weights follow from the seed."""
         config, job = self._config, self._job
         torch.manual_seed(config.train.seed)
-        outer: Any = make_plain(
-            config.model, self._models, job["labels"], config.task, vocabulary=job["vocabulary"]
-        )
+        outer: Any
+        if hasattr(self._models, "make_plain"):  # more than an encoder with a head
+            outer = self._models.make_plain(config.model, config.task, job["decoder"])
+        else:
+            outer = make_plain(
+                config.model, self._models, job["labels"], config.task, vocabulary=job["vocabulary"]
+            )
         if config.freeze.layers or config.freeze.embeddings:
             from raybert.train.freezing import freeze
 
@@ -208,6 +240,17 @@ class Finetuning:
         if weights is not None:
             load_weights(inner, dict(weights))
         return outer, inner
+
+    def _writer(self) -> Writer:
+        if self._made_writer is None:
+            self._made_writer = Writer(self._store, self._job)
+        return self._made_writer
+
+    @staticmethod
+    def _merge(scores: Any, device: Any) -> None:
+        """Those of all ranks, on every rank."""
+        for state in _of_others(scores.to_json(), device):
+            scores.merge(state)
 
     def _validation(self) -> tuple[list[Any], int]:
         if self._held is None:

@@ -100,9 +100,9 @@ def head_parameters(model: nn.Module) -> list[nn.Parameter]:
 
 
 def encoder_of(model: Any) -> Any:
-    """The encoder of a transformers model with a head, also inside of peft's wrapper."""
+    """The encoder of a transformers model with a head, also inside of peft's wrapper. A decoder is a head."""
     plain = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return plain.base_model
+    return plain.encoder if plain.config.is_encoder_decoder else plain.base_model
 
 
 def _layers(body: Any) -> nn.ModuleList:

@@ -252,6 +252,7 @@ class Run:
             )
         step = self.best.get("step", self.step) if self.trained.export_best else self.step
         figures = {"steps": self.step, "loss": self.loss, **self._held_out(step)}
+        figures |= {f"held_out_{k}": v for k, v in self.trained.finished(step, self.device).items()}
         if self.rank == 0:
             self.trained.export(step)
         self.records.close()

@@ -72,6 +72,11 @@ class Pretraining:
         figures = {k: v for k, v in found.as_dict().items() if k not in ("tokens", "predictions")}
         return Evaluation("held_out", figures, _line(found, guessing), guessing)
 
+    def finished(self, step: int, device: Any) -> dict[str, float]:
+        """None."""
+        del step, device
+        return {}
+
     def export(self, step: int) -> None:
         """The model as a plain folder."""
         folder = self._config.output.path.rstrip("/")

@@ -36,6 +36,8 @@ def flops(model: Any, micros: Iterable[Micro]) -> float:
     Chowdhery et al. 2022 (PaLM, arXiv 2204.02311), appendix B. Embeddings are looked up, not multiplied; the
     vocabulary's matrix is for masked tokens only.
     """
+    if hasattr(model, "flops"):  # more than one encoder
+        return model.flops(micros)
     config = model.plain.config
     embeddings = model.plain.get_input_embeddings().weight
     body = sum(getattr(p, "ds_numel", p.numel()) for p in model.plain.parameters() if p.ndim > 1)

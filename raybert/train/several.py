@@ -109,6 +109,11 @@ class SeveralTasks:
         line = "  ".join(f"{name} {figures[name]:.4f}" for name in shown)
         return Evaluation("validation", figures, line)
 
+    def finished(self, step: int, device: Any) -> dict[str, float]:
+        """None."""
+        del step, device
+        return {}
+
     def export(self, step: int) -> None:
         """Every task's model as a plain folder of its own, `model/NAME`."""
         folder = self._config.output.path.rstrip("/")

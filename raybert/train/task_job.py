@@ -30,6 +30,7 @@ from raybert.tasks.storage import to_bytes
 from raybert.tasks.table import Labelled
 from raybert.train.combinations import refuse_combinations
 from raybert.train.example_stream import Groups, refuse_longer, rows_of
+from raybert.train.generation_job import describe_decoder, refuse_generation
 from raybert.train.job import FREE, steps_of
 from raybert.train.task_levers import refuse_levers
 from raybert.train.tracking import refuse_missing
@@ -72,6 +73,8 @@ def refuse_settings(config: FinetuneConfig) -> None:
             f"adapter.name={config.adapter.name} trains nothing but itself and the head; leave the group freeze out"
         )
     refuse_unread(config.task.name, config.data)
+    if config.task.name == "generation":
+        refuse_generation(config)
     if config.task.name == "relations" and config.adapter.name in ("prefix", "bottleneck", "bitfit"):
         raise ValueError(
             f"adapter.name={config.adapter.name} is saved without the embeddings of task.markers; take lora, adalora or none"
@@ -114,10 +117,15 @@ def prepare_job(config: FinetuneConfig) -> Prepared:
     if hasattr(data_side(config.task.name), "settle"):
         parts = _tables(config)
         config, base = _settled(config, base, parts)
+    decoder, files = describe_decoder(config) if config.task.name == "generation" else ({}, {})
     tables = read_tables(config, base, parts)
     metric = config.train.evaluate.metric
     metric = data_side(config.task.name).main_figure(config.task) if metric == "auto" else metric
-    return make_prepared(config, base, tables, metric)
+    found = make_prepared(config, base, tables, metric)
+    if not decoder:
+        return found
+    own = {f"{TOKENIZER}/{name}": content for name, content in files.items()}
+    return replace(found, job={**found.job, "decoder": decoder}, files={**found.files, **own})
 
 
 def read_base(config: FinetuneConfig, tasks: Sequence[Any]) -> Base:

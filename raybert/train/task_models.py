@@ -44,7 +44,7 @@ def make_plain(
     config = AutoConfig.from_pretrained(path, trust_remote_code=settings.trust_remote_code)
     same_head = dict(config.label2id or {}) == {label: i for i, label in enumerate(labels)}
     task.configure(config, labels, task_settings)
-    _set_dropout(config, settings)
+    set_dropout(config, settings)
     found = task.AUTO.from_pretrained(
         path,
         config=config,
@@ -62,7 +62,8 @@ def make_plain(
     return found
 
 
-def _set_dropout(config: PreTrainedConfig, settings: FinetuneModelSettings) -> None:
+def set_dropout(config: PreTrainedConfig, settings: FinetuneModelSettings) -> None:
+    """Write the dropout of the settings, where they name one, into a model's configuration."""
     for names, value in ((_DROPOUT, settings.dropout), (_ATTENTION_DROPOUT, settings.attention_dropout)):
         if value is None:
             continue

@@ -78,5 +78,8 @@ class Trained(Protocol):
     def evaluate(self, engine: Any, phase: int) -> Evaluation | None:
         """By all ranks together; None where there is nothing to evaluate on."""
 
+    def finished(self, step: int, device: Any) -> Mapping[str, float]:
+        """More figures of the model of a checkpoint, which is to be exported, found once at the end. By all ranks together."""
+
     def export(self, step: int) -> None:
         """Write the finished model from the checkpoint of a step. By rank 0 alone."""
