@@ -89,6 +89,7 @@ def test_models_of_tasks_know_no_ray(file):
 
 PURE = {
     "packed",
+    "packed_decoder",
     "grouped",
     "dropout",
     "cross_entropy",

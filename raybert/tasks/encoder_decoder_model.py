@@ -41,7 +41,7 @@ def make_plain(
     plain.generation_config = GenerationConfig(**ids, bos_token_id=facts["start"], eos_token_id=facts["end"])
     set_writing(plain, task)
     if facts["own_tokenizer"]:
-        plain.note = "; what it writes is read with the tokenizer in its folder `target_tokenizer`"
+        plain.note = " (what it writes is read with the tokenizer in `target_tokenizer/`)"
     return plain
 
 

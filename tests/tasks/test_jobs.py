@@ -144,7 +144,7 @@ def test_steps_and_longest_rows_follow_from_the_groups_of_a_task(model, tmp_path
 
 
 def test_every_task_has_two_sides():
-    assert DATA.keys() == MODELS.keys() == {"classification", *ROWS}
+    assert DATA.keys() == MODELS.keys() == {"classification", "generation", *ROWS}
 
 
 @pytest.mark.parametrize(
