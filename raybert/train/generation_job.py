@@ -11,11 +11,10 @@ from raybert.config.tasks import GenerationSettings
 from raybert.encoder.folders import read_folder, resolve
 from raybert.pretrain.tokenizer_folder import TokenizerFolder, read_tokenizer
 from raybert.tasks.generation import TARGET_TOKENIZER, refuse_missing, target_tokenizer
+from raybert.tasks.heads import longest_input
 
 DECODERS = ("bert", "camembert", "electra", "roberta", "xlm-roberta")
 """Families that transformers can put a causal mask and cross attention in."""
-
-_OFFSET_FAMILIES = ("roberta", "xlm-roberta", "camembert")  # count positions from padding_idx + 1
 
 
 def refuse_generation(config: FinetuneConfig) -> None:
@@ -91,9 +90,7 @@ def _refuse_model(task: GenerationSettings, shape: Mapping[str, Any], where: str
         )
     if task.decoder_layers is not None and task.decoder_layers > layers:
         raise ValueError(f"task.decoder_layers={task.decoder_layers}, but {where} has {layers} layers")
-    positions = int(shape.get("max_position_embeddings", 512))
-    if family in _OFFSET_FAMILIES:
-        positions -= int(shape.get("pad_token_id", 1)) + 1
+    positions = longest_input(shape, None, None, where)
     for key, tokens in (
         ("max_target_length", task.max_target_length),
         ("max_new_tokens", task.longest_output),
