@@ -62,7 +62,8 @@ class FinetuneReport:
             if value is None or name.endswith("_deviation"):
                 continue
             deviation = self.figures.get(f"{name}_deviation")
-            lines.append(f"{name:24} {value:.6g}" + (f" ± {deviation:.2g}" if deviation is not None else ""))
+            shown = f"{value:,}" if isinstance(value, int) else f"{value:.6g}"
+            lines.append(f"{name:24} {shown}" + (f" ± {deviation:.2g}" if deviation is not None else ""))
         where = f"{self.folder}/seed-*/model" if self.seeds else f"{self.folder}/model"
         return "\n".join([*lines, f"{'model':24} {where}"])
 
@@ -122,6 +123,9 @@ def _means(every: list[Mapping[str, Any]]) -> dict[str, float]:
     found: dict[str, float] = {}
     for name in every[0]:
         values = [figures[name] for figures in every if figures.get(name) is not None]
+        if all(isinstance(value, int) for value in values) and len({*values}) == 1:
+            found[name] = values[0]
+            continue
         found[name] = statistics.fmean(values) if values else float("nan")
         if len(values) > 1:
             found[f"{name}_deviation"] = statistics.stdev(values)

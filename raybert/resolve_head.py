@@ -8,6 +8,7 @@ from typing import Any
 
 from raybert.config.predicting import HeadModelSettings, HeadTaskSettings, PredictConfig
 from raybert.corpus.models import fetch_model
+from raybert.encoder.adapter_folder import positions_taken
 from raybert.encoder.folders import Folder, read_folder, resolve
 from raybert.pretrain.tokenizer_folder import read_tokenizer
 from raybert.resolve import prepare_process, versions
@@ -46,7 +47,8 @@ def open_folder(model: HeadModelSettings, task: HeadTaskSettings) -> HeadFolder:
         head = replace(head, settings=settled, max_length=head.max_length or folder.max_seq_length)
     words = read_tokenizer(at)
     limit = json.loads(words.files.get("tokenizer_config.json", "{}")).get("model_max_length")
-    longest = longest_input(shape, model.max_length or head.max_length, limit, model.name)
+    asked, taken = model.max_length or head.max_length, positions_taken(path)
+    longest = longest_input(shape, asked, limit, model.name, taken=taken)
     return HeadFolder(folder, revision, head, words.json, longest)
 
 

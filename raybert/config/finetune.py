@@ -6,6 +6,13 @@ from pydantic import Field, field_validator, model_validator
 
 from raybert.config.core import Settings
 from raybert.config.groups import TableSettings, WorkersSettings
+from raybert.config.levers import (
+    AdapterSettings,
+    AdversarialSettings,
+    FreezeSettings,
+    RegularizeSettings,
+    Share,
+)
 from raybert.config.pair_tasks import RetrievalSettings, SelectionSettings, SimilaritySettings
 from raybert.config.paths import ModelName, Place
 from raybert.config.several import SeveralSettings
@@ -17,8 +24,6 @@ from raybert.config.tasks import (
     RelationsSettings,
 )
 from raybert.config.training import Count, LoopSettings
-
-Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class FinetuneModelSettings(Settings):
@@ -112,84 +117,6 @@ class FinetuneTrainSettings(LoopSettings):
         return self
 
 
-class FreezeSettings(Settings):
-    """What is not trained."""
-
-    layers: Annotated[int, Field(ge=0)] | Literal["all"] = Field(
-        0,
-        description="the lowest so many layers (and the embeddings) stay as they are; all: only the head is trained",
-    )
-    embeddings: bool = Field(False, description="the embeddings stay as they are")
-    gradual: bool = Field(
-        False, description="begin with the head alone, one layer more from the top each epoch (ULMFiT)"
-    )
-
-
-# what means something for each kind
-_ADAPTERS = {
-    "none": (),
-    "lora": ("rank", "alpha", "dropout"),
-    "adalora": ("rank", "alpha", "dropout", "target_rank"),
-    "prefix": ("tokens",),
-    "bottleneck": ("width", "dropout"),
-    "bitfit": (),
-}
-
-
-class AdapterSettings(Settings):
-    """A few new weights are trained instead of all."""
-
-    name: Literal["none", "lora", "adalora", "prefix", "bottleneck", "bitfit"] = Field(
-        "none",
-        description="lora and adalora are merged into the finished model, the others saved beside its base",
-    )
-    rank: Count = Field(8, description="of the new matrices (lora); at the start (adalora)")
-    alpha: float = Field(16.0, gt=0, description="new matrices count alpha / rank times (lora, adalora)")
-    dropout: Share = Field(0.0, description="of what the new weights see (lora, adalora, bottleneck)")
-    target_rank: Count = Field(4, description="mean rank at the end (adalora)")
-    tokens: Count = Field(20, description="new keys and values in front of every layer's (prefix)")
-    width: Count = Field(64, description="of the new layers (bottleneck)")
-
-    @model_validator(mode="after")
-    def _refuse_unused(self) -> Self:
-        return _refuse_unused(self, "adapter", _ADAPTERS)
-
-
-_ADVERSARIAL = {
-    "none": (),
-    "fgm": ("epsilon",),
-    "pgd": ("epsilon", "alpha", "steps"),
-    "freelb": ("epsilon", "alpha", "steps", "init"),
-}
-
-
-class AdversarialSettings(Settings):
-    """Train on inputs that were changed, at the word embeddings, so that the loss is higher."""
-
-    name: Literal["none", "fgm", "pgd", "freelb"] = Field("none", description="how the change is found")
-    epsilon: float = Field(
-        1.0, ge=0, description="norm of the change of a row, at most; freelb: 0 is no bound"
-    )
-    alpha: float = Field(0.3, gt=0, description="norm of one step (pgd, freelb)")
-    steps: Count = Field(3, description="steps of the search (pgd, freelb)")
-    init: float = Field(0.0, ge=0, description="size of the random change to begin with (freelb)")
-
-    @model_validator(mode="after")
-    def _refuse_unused(self) -> Self:
-        return _refuse_unused(self, "adversarial", _ADVERSARIAL)
-
-
-class RegularizeSettings(Settings):
-    """What keeps the model from learning the rows by heart."""
-
-    r_drop: float = Field(
-        0.0,
-        ge=0,
-        description="weight of the divergence of two passes with different dropout (R-Drop); 0: one pass",
-    )
-    label_smoothing: Share = Field(0.0, description="share of the truth that is spread over all labels")
-
-
 class FinetuneOutput(Settings):
     """Where the run lies."""
 
@@ -227,15 +154,3 @@ class FinetuneConfig(Settings):
     @classmethod
     def _classification_unless_named(cls, value: Any) -> Any:
         return {"name": "classification", **value} if isinstance(value, dict) else value
-
-
-def _refuse_unused(settings: Any, group: str, known: dict[str, tuple[str, ...]]) -> Any:
-    """Settings of another kind are a mistake, unless they say what would hold anyway."""
-    fields = type(settings).model_fields
-    for key in settings.model_fields_set - {"name", *known[settings.name]}:
-        if getattr(settings, key) != fields[key].default:
-            kinds = [name for name, keys in known.items() if key in keys]
-            raise ValueError(
-                f"{group}.{key} means nothing with {group}.name={settings.name}; it is of {', '.join(kinds)}"
-            )
-    return settings

@@ -321,18 +321,19 @@ def _fetch(result: Tensor) -> Callable[[], np.ndarray]:
 def _pick_kernels(asked: str, model: Any, tokenizer: Any, batch_tokens: int) -> torch.nn.Module:
     if asked not in ("auto", "native", "onednn", "torch", "compiled", "transformers"):
         raise ValueError(f"kernels is {asked!r}; use auto, native, onednn, torch, compiled or transformers")
+    adapted = getattr(model, "adapter_note", "")
     if asked != "transformers":
-        made = PackedModel.of(model, asked, batch_tokens) or ModernModel.of(model, asked)
+        made = None if adapted else PackedModel.of(model, asked, batch_tokens) or ModernModel.of(model, asked)
         if made is not None:
             return made
         if asked != "auto":
             raise ValueError(
-                f"kernels {asked!r} are not there for this model ({model.config.model_type}) on this machine"
+                f"kernels {asked!r} are not there for this model ({adapted or model.config.model_type}) on this machine"
             )
     accepted = inspect.signature(model.forward).parameters
     token_types = "token_type_ids" in accepted and getattr(model.config, "type_vocab_size", 0) > 0
     pad_id = next((i for i in (tokenizer.pad_token_id, model.config.pad_token_id) if i is not None), 0)
-    return PaddedModel(model, pad_id, token_types=token_types)
+    return PaddedModel(model, pad_id, token_types=token_types, note=adapted)
 
 
 def _pick_pooling(asked: str, folder: Folder, name: str) -> str:

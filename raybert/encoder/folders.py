@@ -7,10 +7,11 @@ pooling by the boolean `pooling_mode_*` keys or the newer `pooling_mode`.
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Optional
 
+from raybert.encoder.adapter_folder import WEIGHTS, find_base, is_adapter, read_record
 from raybert.encoder.hub import resolve
 
 __all__ = ["Folder", "HeadModule", "read_folder", "resolve"]
@@ -61,7 +62,8 @@ class HeadModule:
 class Folder:
     """A model folder's settings. `transformer` is where the weights and the tokenizer lie; `pooling` is None where
     the folder does not say, else read from `pooling_path`; `head` holds the modules after pooling without the trailing Normalize, which is
-    `normalized`; `max_seq_length` and `do_lower_case` are those of sentence_bert_config.json."""
+    `normalized`; `max_seq_length` and `do_lower_case` are those of sentence_bert_config.json. A folder with an adapter has
+    the settings of its `base`."""
 
     path: Path
     transformer: Path
@@ -74,15 +76,23 @@ class Folder:
     default_prompt_name: str | None = None
     max_seq_length: int | None = None
     do_lower_case: bool = False
+    base: Optional["Folder"] = None
 
     def weights(self) -> list[Path]:
         """The safetensors files of the transformer; ValueError where there are none."""
-        return weight_files(self.transformer)
+        if self.base is None:
+            return weight_files(self.transformer)
+        if not (self.transformer / WEIGHTS).is_file():
+            raise ValueError(f"model.name: {self.transformer} holds no {WEIGHTS}")
+        self.base.weights()
+        return [self.transformer / WEIGHTS]
 
     def deciding_files(self) -> list[Path]:
         """Every file that decides a vector, sorted by its path inside the folder."""
         files = [*self.weights(), self.transformer / "config.json", *self.transformer.glob("*.py")]
         files += [self.transformer / name for name in TOKENIZER_FILES]
+        if self.base is not None:
+            return sorted((file for file in files if file.is_file()), key=lambda file: self._inside(file))
         files += self.transformer.glob("sentence_*_config.json")
         files.append(self.transformer / "target_tokenizer" / "tokenizer.json")
         files += [self.path / "modules.json", self.path / "config_sentence_transformers.json"]
@@ -93,8 +103,8 @@ class Folder:
         return sorted({file for file in files if file.is_file()}, key=lambda file: self._inside(file))
 
     def digest(self) -> str:
-        """sha256 (hex) over names, sizes and bytes of `deciding_files`; the same wherever the folder lies."""
-        total = hashlib.sha256()
+        """sha256 (hex) over names, sizes and bytes of `deciding_files`, and those of the base; the same wherever they lie."""
+        total = hashlib.sha256(b"" if self.base is None else self.base.digest().encode())
         for file in self.deciding_files():
             with file.open("rb") as stream:
                 content = hashlib.file_digest(stream, "sha256").hexdigest()
@@ -123,6 +133,8 @@ def weight_files(path: Path) -> list[Path]:
 def read_folder(path: str | Path) -> Folder:
     """Read a folder's settings; ValueError naming the file for what cannot be done as it says."""
     path = Path(path)
+    if is_adapter(path):
+        return _with_adapter(path)
     listed = path / "modules.json"
     if not listed.is_file():
         if not (path / "config.json").is_file():
@@ -148,6 +160,14 @@ def read_folder(path: str | Path) -> Folder:
         rest = rest[:-1]
     head = tuple(HeadModule(kind, at, _json(at / "config.json", missing={})) for kind, at in rest)
     return Folder(path=path, transformer=transformer, head=head, **settings)
+
+
+def _with_adapter(path: Path) -> Folder:
+    """The settings of the base, with the weights and the tokenizer of the adapter's folder."""
+    base = read_folder(find_base(path, read_record(path)["base"]))
+    if base.base is not None:
+        raise ValueError(f"model.name: the base of the adapter in {path} is an adapter itself, {base.path}")
+    return replace(base, path=path, transformer=path, base=base)
 
 
 def _kind(entry: dict[str, Any], path: Path) -> str:

@@ -14,6 +14,8 @@ from tokenizers.normalizers import Sequence as NormalizerSequence
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from raybert.encoder.adapted import load_adapted
+from raybert.encoder.adapter_folder import is_adapter
 from raybert.encoder.hardware import cpu_has_bfloat16
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -56,6 +58,17 @@ def load_model(path: Path, dtype: str, device: str, *, trust_remote_code: bool) 
     kind = _model_class(config)
     if kind is not None and "add_pooling_layer" in inspect.signature(kind.__init__).parameters:
         options["add_pooling_layer"] = False
+    if is_adapter(path):
+        with quiet_transformers():
+            model = load_adapted(
+                AutoModel, path, DTYPES[dtype], trust_remote_code=trust_remote_code, **options
+            )
+    else:
+        model = _load_plain(path, config, dtype, trust_remote_code, options)
+    return model.eval().requires_grad_(False).to(device)
+
+
+def _load_plain(path: Path, config: Any, dtype: str, trust_remote_code: bool, options: dict[str, Any]) -> Any:
     with quiet_transformers():
         model, report = AutoModel.from_pretrained(
             path,
@@ -71,7 +84,7 @@ def load_model(path: Path, dtype: str, device: str, *, trust_remote_code: bool) 
         raise ValueError(
             f"model.name: the weights in {path} lack {len(missing)} of the model's, such as {missing[0]}"
         )
-    return model.eval().requires_grad_(False).to(device)
+    return model
 
 
 def load_tokenizer(path: Path, *, do_lower_case: bool, trust_remote_code: bool) -> Any:
@@ -98,11 +111,14 @@ def load_tokenizer(path: Path, *, do_lower_case: bool, trust_remote_code: bool) 
 def position_limit(model: torch.nn.Module) -> int | None:
     """Longest input in tokens, special ones included; None for models without a limit.
 
-    RoBERTa and its kin count positions from padding_idx + 1, so 514 embeddings make 512 positions.
+    RoBERTa and its kin count positions from padding_idx + 1, so 514 embeddings make 512 positions. A prefix takes some.
     """
+    taken = getattr(model, "prefix_tokens", 0)
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
-            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+            return (
+                module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1) - taken
+            )
     limit = getattr(model.config, "max_position_embeddings", None)
     return limit if limit and limit > 0 else None
 

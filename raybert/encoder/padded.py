@@ -10,13 +10,13 @@ from raybert.encoder.attention import Rows, to_device
 
 
 class PaddedModel(nn.Module):
-    """What `PackedModel` is for models whose layers it does not know."""
+    """What `PackedModel` is for models whose layers it does not know; `note` says why it was taken."""
 
     kernels = "transformers"
-    note = ""
 
-    def __init__(self, model: Any, pad_id: int, *, token_types: bool) -> None:
+    def __init__(self, model: Any, pad_id: int, *, token_types: bool, note: str = "") -> None:
         super().__init__()
+        self.note = note
         self.model, self._pad_id, self._token_types = model, pad_id, token_types
 
     def forward(self, ids: Tensor, rows: Rows, *, states: bool = False) -> Tensor | list[Tensor]:

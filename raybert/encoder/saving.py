@@ -70,6 +70,10 @@ def save(
 
 
 def _check(folder: Path, source: Folder, layers: str, pooling: str) -> None:
+    if source.base is not None:
+        raise ValueError(
+            f"{source.path} is an adapter, which sentence-transformers cannot read; use the folder as it is"
+        )
     if layers not in ("last", "-1"):
         raise ValueError(
             f"model.layers {layers!r} cannot be written to a sentence-transformers folder; only 'last' can"

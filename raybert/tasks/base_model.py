@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +44,7 @@ class TaskModel(nn.Module, ABC):
         autocast: compute in this 16-bit type, the weights stay float32.
     """
 
-    outputs: ClassVar[Outputs] = "classes"
+    outputs: Outputs = "classes"
 
     def __init__(
         self,
@@ -108,6 +108,12 @@ class TaskModel(nn.Module, ABC):
         """[m], of two passes (see `raybert.train.regularizers.divergence`)."""
         del batch
         return divergence(logits, other, self.outputs)
+
+    def smoothness(self, clean: Tensor, moved: Tensor, batch: PackedBatch) -> Tensor:
+        """[m], SMART's divergence (Jiang et al. 2020): of numbers that of R-Drop, else twice that, KL both ways. 0 where
+        nothing is asked."""
+        times = 1 if self.outputs == "regression" else 2
+        return torch.where(self.asked(batch), times * self.divergence(clean, moved, batch), 0)
 
     def asked(self, batch: PackedBatch) -> Tensor:
         """bool [m]: the targets that count."""

@@ -16,7 +16,7 @@ from raybert.config.finetune import ClassificationSettings, RegularizeSettings
 from raybert.encoder.attention import to_device
 from raybert.tasks.base_model import TaskModel, TaskSums, write_labels
 from raybert.train.packed import PackedBatch
-from raybert.train.regularizers import Outputs, divergence, smoothed_cross_entropy
+from raybert.train.regularizers import Outputs, smoothed_cross_entropy
 
 AUTO = AutoModelForSequenceClassification
 _PROBLEMS = {
@@ -52,7 +52,7 @@ class Model(TaskModel):
         autocast: torch.dtype | None = None,
     ) -> None:
         super().__init__(plain, settings, regularize, padded=padded, autocast=autocast)
-        self._kind = settings.kind
+        self._kind, self.outputs = settings.kind, _OUTPUTS[settings.kind]
         if not self.padded:
             plain.base_model.register_forward_hook(_first_tokens, with_kwargs=True)
 
@@ -73,10 +73,6 @@ class Model(TaskModel):
             return (logits[:, 0] - labels).square()
         smooth = labels * (1 - smoothing) + smoothing / 2
         return F.binary_cross_entropy_with_logits(logits, smooth, reduction="none").mean(1)
-
-    def divergence(self, logits: Tensor, other: Tensor, batch: PackedBatch) -> Tensor:
-        """[n], by the kind of the labels."""
-        return divergence(logits, other, _OUTPUTS[self._kind])
 
     def sums(self, loss: Tensor, logits: Tensor, batch: PackedBatch, asked: Tensor) -> Any:
         """As `sums_type` says."""

@@ -239,14 +239,17 @@ def _by_number(values: Mapping[str, Any], where: str, key: str, item: Any) -> di
     return found
 
 
-def longest_input(shape: Mapping[str, Any], asked: int | None, limit: float | None, where: str) -> int:
-    """Tokens of a row: as asked, else what positions and tokenizer (`limit`) allow.
+def longest_input(
+    shape: Mapping[str, Any], asked: int | None, limit: float | None, where: str, *, taken: int = 0
+) -> int:
+    """Tokens of a row: as asked, else what positions and tokenizer (`limit`) allow. A prefix has `taken` some positions.
 
     Raises ValueError where the model has fewer positions than asked for.
     """
     positions = shape.get("max_position_embeddings")
     if positions is not None and shape.get("model_type") in _OFFSET_FAMILIES:
         positions -= int(shape.get("pad_token_id", 1)) + 1
+    positions = positions - taken if positions is not None else None
     if asked is not None:
         if positions is not None and asked > positions:
             raise ValueError(f"model.max_length={asked}, but {where} takes {positions} tokens")

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from raybert.encoder.adapted import load_adapted
+from raybert.encoder.adapter_folder import is_adapter
 from raybert.encoder.batching import plan_batches
 from raybert.encoder.loading import DTYPES, quiet_transformers
 from raybert.tasks.examples import Examples, Lists
@@ -91,6 +93,8 @@ def sequences(values: np.ndarray, lengths: np.ndarray, boundary: np.ndarray) -> 
 
 def _load(auto: Any, path: Path, dtype: str, trust_remote_code: bool) -> PreTrainedModel:
     with quiet_transformers():
+        if is_adapter(path):
+            return load_adapted(auto, path, DTYPES[dtype], trust_remote_code=trust_remote_code)
         plain, report = auto.from_pretrained(
             path,
             dtype=DTYPES[dtype],

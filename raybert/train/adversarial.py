@@ -25,9 +25,10 @@ S = TypeVar("S")
 class Adversarial(Protocol):
     """Settings of a method; those that a method has not are not read.
 
-    The papers, or their code, take for FGM epsilon 1; for PGD epsilon 1, alpha 0.3, 3 steps; for FreeLB alpha 0.1, init 0.6,
-    2 steps without a bound (ALBERT on SST-2; RoBERTa: epsilon 0.6, init 1); for SMART alpha 1e-5, init 1e-5, epsilon 1,
-    1 step, weight 1 (mt-dnn, which moves embeddings after their norm; words are smaller, and so should epsilon be).
+    What they are unless given is in `raybert.config.levers`. The papers, or their code, take for FGM epsilon 1; for PGD
+    epsilon 1, alpha 0.3, 3 steps; for FreeLB alpha 0.1, init 0.6, 2 steps without a bound (ALBERT on SST-2; RoBERTa:
+    epsilon 0.6, init 1); for SMART alpha 1e-5 or 1e-3, init 1e-5, epsilon 1, 1 step, weight 1 (mt-dnn, which moves
+    embeddings after their norm; words are smaller, of 0.04, and so is our epsilon).
 
     Attributes:
         name: fgm, pgd, freelb or smart.
@@ -74,7 +75,7 @@ def step(
     backward: Callable[[Tensor], object],
     settings: Adversarial,
     *,
-    targets: int = 1,
+    targets: float = 1,
     divergence: Callable[[Tensor, Tensor], Tensor] = symmetric_kl,
 ) -> S:
     """The forward and backward passes of one micro batch: parameter gradients of the method's loss are accumulated.
@@ -154,7 +155,7 @@ def _smart(
     backward: Any,
     settings: Adversarial,
     places: "_Places",
-    targets: int,
+    targets: float,
     divergence: Any,
 ) -> Any:
     """L(x) + weight D(f(x), f(x + r)) (Jiang et al. 2020, arXiv 1911.03437), r by the ascent of the mt-dnn code.

@@ -20,11 +20,7 @@ tags:
 
 A {kind} {what} by raybert {version} in {step:,} steps.
 
-```python
-from transformers import AutoTokenizer, {kind}
-
-tokenizer, model = AutoTokenizer.from_pretrained("{name}"), {kind}.from_pretrained("{name}")
-```
+{usage}
 
 | figure | value |
 |---|---|
@@ -36,6 +32,19 @@ Settings that decided the numbers:
 {settings}
 ```
 """
+
+_PLAIN = """```python
+from transformers import AutoTokenizer, {kind}
+
+tokenizer, model = AutoTokenizer.from_pretrained("{name}"), {kind}.from_pretrained("{name}")
+```"""
+_ADAPTER = """The weights here are an adapter and a head; they belong to the model `{base}`, which must be where it was, or as far
+from this folder as it was. raybert reads both as one model:
+
+```bash
+raybert predict model.name={name} data.path=... output.path=...
+raybert embed model.name={name} data.path=... output.path=...
+```"""
 
 
 def export(run: str, target: str, *, step: int | None = None, tokens: str | None = None) -> int:
@@ -94,13 +103,15 @@ def write_folder(made: str, target: str) -> None:
     store.leave_nothing_aside()
 
 
-def model_card(target: str, kind: str, state: RunState, what: str, tag: str) -> str:
-    """README.md of a finished model: a `kind` that was `what`, its figures, its settings."""
+def model_card(target: str, kind: str, state: RunState, what: str, tag: str, base: str | None = None) -> str:
+    """README.md of a finished model: a `kind` that was `what`, its figures, its settings. `base`: it is an adapter of that."""
+    name = target.rstrip("/").rpartition("/")[2]
     figures = {f"held out: {name}": value for name, value in state.evaluation.items()}
     if state.loss is not None:
         figures["training loss"] = state.loss
     return _CARD.format(
-        name=target.rstrip("/").rpartition("/")[2],
+        name=name,
+        usage=(_PLAIN if base is None else _ADAPTER).format(kind=kind, name=name, base=base),
         kind=kind,
         what=what,
         tag=tag,

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from raybert.config.finetune import FinetuneConfig
 from raybert.corpus.store import Store
+from raybert.encoder.adapter_folder import way_to
 from raybert.tasks.generation import TARGET_TOKENIZER
 from raybert.tasks.heads import record_head
 from raybert.tasks.known import data_side, model_side
@@ -24,11 +25,12 @@ from raybert.train.checkpoint import CHECKPOINTS, Checkpoints, RunState
 from raybert.train.example_stream import ExampleMicro, ExampleStream, in_order, nothing
 from raybert.train.export import model_card, write_folder
 from raybert.train.forward import PACKED_FAMILIES
+from raybert.train.freezing import trainable_parameters
 from raybert.train.gather import load_weights
 from raybert.train.packed import pack
 from raybert.train.ranking_objective import RankingObjective
 from raybert.train.step import even_out
-from raybert.train.task_job import EXAMPLES, TOKENIZER, groups_of
+from raybert.train.task_job import EARLIER, EXAMPLES, TOKENIZER, groups_of
 from raybert.train.task_models import make_plain
 from raybert.train.task_objective import TaskObjective
 from raybert.train.trained import Evaluation
@@ -118,14 +120,25 @@ class Finetuning:
         return lambda group, step: group["lr_scale"] * factor(group["depth"], step)
 
     def around(self, model: nn.Module) -> Any | None:
-        """AdaLoRA lets ranks fall after every update; its matrices are kept near to orthogonal in the loss."""
+        """AdaLoRA lets ranks fall after every update; its matrices are kept near to orthogonal in the loss. Elastic weights
+        are another such term."""
+        if self._config.regularize.ewc:
+            from raybert.train.elastic import elastic_weights
+
+            elastic = elastic_weights(
+                lambda: self.wrapped(self.plain(None)[1]),
+                lambda: from_bytes(self._store.read(f"{EXAMPLES}/{EARLIER}.parquet")),
+                self._store,
+                strength=self._config.regularize.ewc,
+                seed=self._config.train.seed,
+            )
+            self.objective.penalty = lambda: elastic.penalty(model)
         if self._config.adapter.name != "adalora":
             return None
-        from raybert.train.adalora_state import ResumableRanks
-        from raybert.train.adapter_modules import orthogonality
+        from raybert.train.adalora import RankAllocation, orthogonality
 
-        self.objective.penalty = lambda: 0.5 * orthogonality(_plain_of(model))
-        return ResumableRanks(self._adapted)
+        self.objective.penalty = lambda: orthogonality(_plain_of(model))
+        return RankAllocation(self._adapted)
 
     @torch.no_grad()
     def evaluate(self, engine: Any, phase: int) -> Evaluation | None:
@@ -184,8 +197,9 @@ class Finetuning:
     def write(self, weights: Mapping[str, Any], state: RunState, target: str) -> None:
         """A finished model of these weights and this state as a folder."""
         plain, _ = self.plain(weights)
+        trained, every = trainable_parameters(plain)
         with tempfile.TemporaryDirectory() as made:
-            kind = self._save(plain, made)
+            kind = self._save(plain, made, target)
             for part in (".", TARGET_TOKENIZER):
                 for name in self._store.sizes(f"{TOKENIZER}/{part}"):
                     Path(made, part).mkdir(exist_ok=True)
@@ -198,17 +212,19 @@ class Finetuning:
                 longest = self._job["max_length"]
                 self._models.finish(made, self._config.model, self._config.task, longest)
             task = self._config.task.name
-            what = f"fine-tuned for {task}{getattr(plain, 'note', '')}"
-            Path(made, "README.md").write_text(model_card(target, kind, state, what, task))
+            what = f"fine-tuned for {task}{getattr(plain, 'note', '')}, {trained:,} of {every:,} parameters trained,"
+            base = self._job.get("base", {}).get("name")
+            Path(made, "README.md").write_text(model_card(target, kind, state, what, task, base))
             write_folder(made, target)
 
-    def _save(self, plain: Any, folder: str) -> str:
+    def _save(self, plain: Any, folder: str, target: str) -> str:
         adapter = self._config.adapter
         if adapter.name != "none":
             from raybert.train.adapters import is_merged, merged, save_adapter
 
             if not is_merged(adapter):
-                save_adapter(plain, folder)
+                base = self._job["base"]
+                save_adapter(plain, folder, {**base, "beside": way_to(base["name"], target)})
                 return str(plain.adapter_record["architecture"])
             plain = merged(plain)
         if getattr(self._config.task, "share", False):
@@ -235,7 +251,8 @@ class Finetuning:
         if config.adapter.name != "none":
             from raybert.train.adapters import add_adapter
 
-            outer = add_adapter(outer, config.adapter, steps=job["phases"][0]["steps"])
+            steps, new = job["phases"][0]["steps"], job["new_tokens"]
+            outer = add_adapter(outer, config.adapter, steps=steps, new_tokens=new)
         inner = outer.get_base_model() if config.adapter.name in ("lora", "adalora") else outer
         if weights is not None:
             load_weights(inner, dict(weights))

@@ -35,7 +35,7 @@ class Forward:
 
     def __init__(self, plain: PreTrainedModel, *, padded: bool = False) -> None:
         kind = plain.config.model_type
-        self.padded = padded or kind not in PACKED_FAMILIES
+        self.padded = padded or kind not in PACKED_FAMILIES or getattr(plain, "needs_padding", False)
         plain.set_attn_implementation("sdpa" if self.padded else PACKED)
         quicken_dropout(plain)
         self._plain, self._delta = plain, None

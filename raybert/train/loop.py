@@ -19,6 +19,7 @@ from raybert.config.training import PretrainConfig
 from raybert.corpus.store import Store
 from raybert.train.checkpoint import CHECKPOINTS, Checkpoints, RunState, library_versions
 from raybert.train.engine import Engine, EngineSettings
+from raybert.train.freezing import trainable_parameters
 from raybert.train.gather import Tensors, begin, gather, restore
 from raybert.train.progress import flops
 from raybert.train.records import Records
@@ -88,6 +89,7 @@ class Run:
         """From a checkpoint, or from nothing; `ahead` (phase, cursor) goes on with other data than it says."""
         tensors, state = (None, RunState(step=0)) if step is None else self.checkpoints.read(step)
         model = self.trained.model(None if tensors is None else tensors.weights)
+        self.parameters = trainable_parameters(model)  # ZeRO has not yet cut them up
         self.engine = Engine(
             model,
             self._engine_settings(),
@@ -102,6 +104,7 @@ class Run:
             self.records.say(f"going on from step {state.step:,}")
         else:
             begin(self.engine)
+            self.records.say("{:,} of {:,} parameters are trained".format(*self.parameters))
         self.step, self.skipped = state.step, list(state.skipped)
         self._saved_step = self.step if step is not None else -1
         place = dict(state.cursor)
@@ -253,6 +256,7 @@ class Run:
         step = self.best.get("step", self.step) if self.trained.export_best else self.step
         figures = {"steps": self.step, "loss": self.loss, **self._held_out(step)}
         figures |= {f"held_out_{k}": v for k, v in self.trained.finished(step, self.device).items()}
+        figures |= dict(zip(("trained_parameters", "parameters"), self.parameters, strict=True))
         if self.rank == 0:
             self.trained.export(step)
         self.records.close()

@@ -102,26 +102,28 @@ def fisher(
 
 
 class ElasticWeights:
-    """EWC: the sum over the weights of strength / 2 * F * (w - w*)^2, w* being what they are now.
+    """EWC: the sum over the weights of strength / 2 * F * (w - w*)^2 (Kirkpatrick et al. 2017, equation 3).
 
     Needs whole weights, so not ZeRO 3. Add `penalty(...)` to the loss of one micro batch a step on every rank, divided by
     the ranks: what the ranks add up to must be the penalty once.
 
     Args:
-        fisher: of `fisher`, on the old task. Its size differs by orders of magnitude between layers, and `strength` with
+        anchor: w*, the weights after the old task, by name.
+        fisher: F of `fisher`, on the old task. Its size differs by orders of magnitude between layers, and `strength` with
             it (Kruengkrai and Yamagishi 2022): it is to be searched.
     """
 
-    def __init__(self, model: nn.Module, fisher: Mapping[str, Tensor], strength: float) -> None:
-        parameters = dict(model.named_parameters())
-        self._fisher, self._strength = dict(fisher), strength
-        self._anchor = {name: parameters[name].detach().clone() for name in fisher}
+    def __init__(self, anchor: Mapping[str, Tensor], fisher: Mapping[str, Tensor], strength: float) -> None:
+        self._anchor, self._fisher, self._strength = dict(anchor), dict(fisher), strength
 
     def penalty(self, model: nn.Module) -> Tensor:
         """[], differentiable in the weights."""
-        parameters = dict(model.named_parameters())
-        terms = [
-            (weight * (parameters[name] - self._anchor[name]).square()).sum()
-            for name, weight in self._fisher.items()
-        ]
+        terms = []
+        for name, parameter in model.named_parameters():
+            if name in self._fisher:
+                for kept in (self._fisher, self._anchor):
+                    kept[name] = kept[name].to(parameter.device)
+                moved = parameter.float() - self._anchor[name]
+                terms.append((self._fisher[name] * moved.square()).sum())
+        assert len(terms) == len(self._fisher)
         return self._strength / 2 * torch.stack(terms).sum()

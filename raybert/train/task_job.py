@@ -28,16 +28,29 @@ from raybert.tasks.known import MODELS, data_side
 from raybert.tasks.rows import read_labelled, refuse_unread
 from raybert.tasks.storage import to_bytes
 from raybert.tasks.table import Labelled
-from raybert.train.combinations import refuse_combinations
+from raybert.train.combinations import (
+    KEPT_APART,
+    refuse_combinations,
+    refuse_family,
+    refuse_levers,
+    refuse_precision,
+)
 from raybert.train.example_stream import Groups, refuse_longer, rows_of
 from raybert.train.generation_job import describe_decoder, refuse_generation
 from raybert.train.job import FREE, steps_of
-from raybert.train.task_levers import refuse_levers
+from raybert.train.task_levers import refuse_levers as refuse_task_levers
 from raybert.train.tracking import refuse_missing
 
 EXAMPLES, TOKENIZER, REJECTS = "_raybert/examples", "_raybert/tokenizer", "_rejects"
 
-_SPLIT = 1  # name of the random numbers that choose the validation rows
+EARLIER = "earlier"
+"""The part of the examples that is of an earlier task (regularize.ewc)."""
+
+_PARTS = {"train": "data.path", "validation": "data.validation", EARLIER: "regularize.ewc_data"}
+_SPLIT, _SAMPLE = (
+    1,
+    2,
+)  # names of the random numbers that choose the validation rows, and those of the earlier task
 
 
 @dataclass(frozen=True)
@@ -52,6 +65,7 @@ class Prepared:
 
 def refuse_settings(config: FinetuneConfig) -> None:
     """Raise ValueError for what could only fail later."""
+    refuse_levers(config)
     if isinstance(config.task, SeveralSettings):
         from raybert.train.several_job import refuse_several
 
@@ -66,19 +80,10 @@ def refuse_settings(config: FinetuneConfig) -> None:
         optimizer=train.optimizer, zero=train.zero, offload=train.offload, precision=train.precision
     )
     refuse_missing(config.track)
-    refuse_levers(config)
-    frozen = config.freeze.layers or config.freeze.embeddings or config.freeze.gradual
-    if config.adapter.name != "none" and frozen:
-        raise ValueError(
-            f"adapter.name={config.adapter.name} trains nothing but itself and the head; leave the group freeze out"
-        )
+    refuse_task_levers(config)
     refuse_unread(config.task.name, config.data)
     if config.task.name == "generation":
         refuse_generation(config)
-    if config.task.name == "relations" and config.adapter.name in ("prefix", "bottleneck", "bitfit"):
-        raise ValueError(
-            f"adapter.name={config.adapter.name} is saved without the embeddings of task.markers; take lora, adalora or none"
-        )
     if train.evaluate.patience is not None and not (config.data.validation or config.data.validation_share):
         raise ValueError(
             "train.evaluate.patience needs rows to evaluate on; set data.validation or data.validation_share"
@@ -87,12 +92,14 @@ def refuse_settings(config: FinetuneConfig) -> None:
 
 @dataclass(frozen=True)
 class Base:
-    """The model to begin with: its folder, its config.json, its tokenizer with the tasks' own tokens, the tokenizer's files, and the
-    longest row in tokens."""
+    """The model to begin with: its folder and the commit of one of the hub, its config.json, its tokenizer with the tasks'
+    own tokens (`new_tokens`), the tokenizer's files, and the longest row in tokens."""
 
     folder: Folder
+    revision: str | None
     shape: Mapping[str, Any]
     tokenizer: Tokenizer
+    new_tokens: list[int]
     files: Mapping[str, bytes]
     longest: int
 
@@ -130,26 +137,36 @@ def prepare_job(config: FinetuneConfig) -> Prepared:
 
 def read_base(config: FinetuneConfig, tasks: Sequence[Any]) -> Base:
     """The model that the settings name, with what these tasks add to its tokenizer."""
-    path, _ = resolve(config.model.name, config.model.revision, code=config.model.trust_remote_code)
-    folder = read_folder(path)
+    place, revision = resolve(config.model.name, config.model.revision, code=config.model.trust_remote_code)
+    folder = read_folder(place)
+    if folder.base is not None:
+        raise ValueError(
+            f"model.name={config.model.name} is an adapter; begin with its base, {folder.base.path}, or with a model that was "
+            "trained as a whole"
+        )
     path = folder.transformer
     shape = _shape(path)
+    refuse_family(config, shape)
     words = read_tokenizer(path)
     tokenizer = Tokenizer.from_str(words.json)
-    files = dict(words.files)
+    files, known = dict(words.files), set(tokenizer.get_vocab().values())
     for task in tasks:
         if hasattr(side := data_side(task.name), "add_markers"):
             side.add_markers(tokenizer, task)
             files["tokenizer.json"] = tokenizer.to_str(pretty=True)
     found = {f"{TOKENIZER}/{name}": text.encode() for name, text in files.items()}
-    longest = longest_input(shape, config.model.max_length, None, config.model.name)
-    return Base(folder, shape, tokenizer, found, longest)
+    new = sorted(set(tokenizer.get_vocab().values()) - known)
+    taken = config.adapter.tokens if config.adapter.name == "prefix" else 0
+    longest = longest_input(shape, config.model.max_length, None, config.model.name, taken=taken)
+    return Base(folder, revision, shape, tokenizer, new, found, longest)
 
 
 def read_tables(config: FinetuneConfig, base: Base, tables: Mapping[str, Labelled] | None = None) -> Tables:
     """Rows to examples; `tables` are those of the settings, where they are read already."""
     side, tables = data_side(config.task.name), tables or _tables(config)
     labels = side.find_labels(tables["train"].table, config.task)
+    if config.regularize.ewc:
+        _refuse_other_head(config, base.shape, labels)
     examples, rejected, rows = {}, {}, {}
     for part, table in tables.items():
         setting = setting_of(part)
@@ -192,6 +209,7 @@ def make_prepared(config: FinetuneConfig, base: Base, tables: Any, metric: str) 
         "family": base.shape["model_type"],
         "max_length": base.longest,
         "vocabulary": base.tokenizer.get_vocab_size(),
+        "new_tokens": base.new_tokens,
         "metric": metric,
         "rows": tables.rows,
         "digests": {
@@ -199,6 +217,9 @@ def make_prepared(config: FinetuneConfig, base: Base, tables: Any, metric: str) 
             for part in tables.examples
         },
     }
+    if config.adapter.name in KEPT_APART:
+        own = {"name": config.model.name, "revision": base.revision}
+        job["base"] = {**own, "digest": base.folder.digest()}
     files |= base.files
     files |= {
         f"{REJECTS}/{part}.parquet": _parquet(found) for part, found in tables.rejects.items() if len(found)
@@ -209,7 +230,7 @@ def make_prepared(config: FinetuneConfig, base: Base, tables: Any, metric: str) 
 def setting_of(part: str) -> str:
     """The setting that names the rows of a part: `train`, `validation`, or of one of several tasks `NAME/train`."""
     member, _, name = part.rpartition("/")
-    setting = "data.path" if name == "train" else "data.validation"
+    setting = _PARTS[name]
     return f"task.tasks.{member}.{setting}" if member else setting
 
 
@@ -232,6 +253,7 @@ def complete_job(
     trained = [made for part, made in prepared.examples.items() if part.rpartition("/")[2] == "train"]
     an_epoch = sum(-(-len(rows_of(made, groups)) // train.batch_size) for made in trained)
     steps = train.steps or max(1, round((train.epochs or 3) * an_epoch))
+    refuse_precision(config, job["precision"], steps)
     schedule = {
         "name": train.schedule,
         "steps": steps,
@@ -259,6 +281,7 @@ def deciding_settings(config: FinetuneConfig) -> dict[str, Any]:
     values = config.model_dump(mode="json", exclude={"workers", "dry_run", "track", "data", "output"})
     for name in (*FREE, "seeds"):
         values["train"].pop(name)
+    values["regularize"].pop("ewc_data")  # its examples are compared
     for member in values["task"].get("tasks", {}).values():
         member.pop("data")
     return values
@@ -267,6 +290,11 @@ def deciding_settings(config: FinetuneConfig) -> dict[str, Any]:
 def refuse_other_job(was: Mapping[str, Any], now: Mapping[str, Any], where: str) -> None:
     """Raise ValueError if the folder was started with settings or rows that give another model."""
     refuse_differences(where, was["requested"], now["requested"])
+    if was.get("base", {}).get("digest") != now.get("base", {}).get("digest"):
+        raise ValueError(
+            f"{where} was started from other weights than are in {now['base']['name']} now; put them back, or use another "
+            "output.path to start afresh"
+        )
     if was["labels"] != now["labels"]:
         raise ValueError(
             f"{where} was started with other labels than the data has now; restore the data, or use another output.path"
@@ -280,18 +308,35 @@ def refuse_other_job(was: Mapping[str, Any], now: Mapping[str, Any], where: str)
 
 
 def _tables(config: FinetuneConfig) -> dict[str, Labelled]:
-    """The rows to train on and, if there are any, those to evaluate on."""
+    """The rows to train on and, if there are any, those to evaluate on, and those of an earlier task."""
     data, share = config.data, config.data.validation_share
-    train = _read(config, data.paths)
+    found = {"train": _read(config, data.paths)}
     if data.validation:
-        return {"train": train, "validation": _read(config, data.validation_paths)}
-    if not share:
-        return {"train": train}
-    order = permutation(len(train), config.train.seed, _SPLIT)
-    held = min(max(1, round(share * len(train))), len(train) - 1)
+        found["validation"] = _read(config, data.validation_paths)
+    elif share:
+        found = _split(found["train"], share, config.train.seed)
+    if config.regularize.ewc:
+        earlier = _read(config, config.regularize.ewc_paths)
+        drawn = permutation(len(earlier), config.train.seed, _SAMPLE)[: config.regularize.ewc_rows]
+        found[EARLIER] = earlier.take(np.sort(drawn))
+    return found
+
+
+def _split(table: Labelled, share: float, seed: int) -> dict[str, Labelled]:
+    order = permutation(len(table), seed, _SPLIT)
+    held = min(max(1, round(share * len(table))), len(table) - 1)
     if held < 1:
-        raise ValueError(f"data.validation_share={share:g} of {len(train)} rows leaves none; give more rows")
-    return {"train": train.take(np.sort(order[held:])), "validation": train.take(np.sort(order[:held]))}
+        raise ValueError(f"data.validation_share={share:g} of {len(table)} rows leaves none; give more rows")
+    return {"train": table.take(np.sort(order[held:])), "validation": table.take(np.sort(order[:held]))}
+
+
+def _refuse_other_head(config: FinetuneConfig, shape: Mapping[str, Any], labels: list[str]) -> None:
+    """What an earlier task needs is told by the model that was trained for it, with its head."""
+    if shape.get("label2id") != {label: i for i, label in enumerate(labels)}:
+        raise ValueError(
+            "regularize.ewc needs a model that was trained for the earlier task, with the labels of data.path; "
+            f"{config.model.name} has no head for them"
+        )
 
 
 def _settled(

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from raybert.train import adversarial
 from raybert.train.packed import Micro, PackedBatch
-from raybert.train.step import Counts, Figures, Objective, mean
+from raybert.train.step import Counts, Figures, Micros, Objective, mean
 
 
 class TaskObjective(Objective):
@@ -30,12 +30,21 @@ class TaskObjective(Objective):
     ) -> None:
         self.sums, self.empty = sums, empty
         self._targets, self._attack = targets, attack
+        self._share = 1.0  # of one target in the loss of this step
 
     def accumulate(
-        self, *given: Any, backward: Callable[[Tensor], object] = Tensor.backward, **named: Any
+        self,
+        model: Callable[..., Any],
+        micros: Micros,
+        counts: Counts,
+        *,
+        backward: Callable[[Tensor], object] = Tensor.backward,
+        scale: float = 1.0,
+        **named: Any,
     ) -> Tensor:
         """See `Objective.accumulate`. The penalty's gradient is the same on every rank, and the mean of them is taken."""
-        totals = super().accumulate(*given, backward=backward, **named)
+        self._share = scale / max(1, counts.targets[0])
+        totals = super().accumulate(model, micros, counts, backward=backward, scale=scale, **named)
         if self.penalty is not None:
             backward(self.penalty())
         return totals
@@ -68,4 +77,14 @@ class TaskObjective(Objective):
         def loss(sums: Any) -> Tensor:
             return loss_of(self.sums(*sums))  # ZeRO 3 makes a plain tuple of a NamedTuple
 
-        return self.sums(*adversarial.step(model, batch, loss, backward, self._attack))
+        task: Any = getattr(model, "module", model)  # inside of DeepSpeed's engine
+        found = adversarial.step(
+            model,
+            batch,
+            loss,
+            backward,
+            self._attack,
+            targets=1 / self._share,
+            divergence=lambda clean, moved: task.smoothness(clean, moved, batch),
+        )
+        return self.sums(*found)

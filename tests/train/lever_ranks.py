@@ -123,8 +123,8 @@ def adalora_steps(zero: int, ranks: list[int], distributed: bool = False) -> dic
     """The ranks and the weights of AdaLoRA after 12 updates over the micro batches of these ranks."""
     import torch
 
-    from raybert.train.adapter_modules import orthogonality
-    from raybert.train.adapters import RankAllocation, add_adapter
+    from raybert.train.adalora import RankAllocation, orthogonality
+    from raybert.train.adapters import add_adapter
     from tests.train.lever_fakes import Classifier, batch, plain_model
     from tests.train.test_adapters import settings
 

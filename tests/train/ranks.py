@@ -223,46 +223,6 @@ def whole_and_again(folder: Path, rank: int, runs: dict[str, dict]) -> dict:
     return out
 
 
-def levers(folder: Path, rank: int) -> dict:
-    """Short runs, each whole and gone on with from the middle."""
-    import shutil
-
-    import pyarrow.parquet as pq
-
-    from raybert.train.checkpoint import Checkpoints
-    from tests.train.task_tables import task_settings, write
-
-    task_settings(folder, folder)
-    table = pq.read_table(folder / "train.parquet").to_pylist()[:60]
-    write(folder / "multi.parquet", [row | {"label": ["x", row["label"]]} for row in table])
-    write(folder / "numbers.parquet", [row | {"label": len(row["text"]) / 40} for row in table])
-    common = {"train.steps": 6, "train.evaluate.every": 3, "train.checkpoint.steps": 3, "model.dropout": 0.2}
-    out: dict = {}
-    for name, changes in {
-        "adalora": {"adapter.name": "adalora", "adapter.rank": 4, "adapter.target_rank": 2},
-        "bitfit": {"adapter.name": "bitfit"},
-        "bottleneck": {"adapter.name": "bottleneck", "adapter.width": 4},
-        "prefix": {"adapter.name": "prefix", "adapter.tokens": 3},
-        "fgm": {"adversarial.name": "fgm"},
-        "pgd": {"adversarial.name": "pgd"},
-        "r_drop": {"regularize.r_drop": 1.0, "regularize.label_smoothing": 0.1},
-        "multi": {"task.kind": "multi", **both(folder / "multi.parquet")},
-        "regression": {"task.kind": "regression", **both(folder / "numbers.parquet")},
-    }.items():
-        run, _ = task_run(folder, f"short-{name}", {**common, **changes})
-        out[name] = {"figures": run.go()}
-        shutil.copytree(folder / f"short-{name}", folder / f"short-{name}-again")
-        Checkpoints(folder / f"short-{name}-again" / "checkpoints").drop_after(3)
-        out[name]["again"] = task_run(folder, f"short-{name}-again", {**common, **changes})[0].go()
-        out[name]["files"] = sorted(file.name for file in (folder / f"short-{name}" / "model").iterdir())
-    return out
-
-
-def both(path: Path) -> dict[str, str]:
-    """A table to train on and to evaluate on."""
-    return {"data.path": str(path), "data.validation": str(path)}
-
-
 def task_run(folder: Path, name: str, changes: dict):
     """A run of the loop for a task in this process, and its lines."""
     import torch.distributed as dist
@@ -354,7 +314,7 @@ def loop_run(folder: Path, name: str, train: dict):
     return Run(config, job, Pretraining(config, job), "cpu", lines.append), lines
 
 
-def run(world: int, folder: Path, job: str) -> dict:
+def run(world: int, folder: Path, job: str, timeout: int = 240) -> dict:
     """Do `job` in `world` processes; what rank 0 found."""
     folder.mkdir(parents=True, exist_ok=True)
     meeting = folder / f"meet-{job}-{world}"
@@ -372,7 +332,7 @@ def run(world: int, folder: Path, job: str) -> dict:
         for rank in range(world)
     ]
     try:
-        said = [process.communicate(timeout=240)[0] for process in started]
+        said = [process.communicate(timeout=timeout)[0] for process in started]
     finally:
         for process in started:
             process.kill()
@@ -386,6 +346,8 @@ def main(rank: int, world: int, folder: Path, job: str, meeting: str) -> None:
     import torch.distributed as dist
 
     from tests.train import several_ranks
+    from tests.train.elastic_ranks import elastic
+    from tests.train.lever_runs import levers
     from tests.train.ranking_ranks import ranking
 
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
@@ -403,6 +365,7 @@ def main(rank: int, world: int, folder: Path, job: str, meeting: str) -> None:
         "several_again": several_ranks.again,
         "several_levers": several_ranks.levers,
         "ranking": ranking,
+        "elastic": elastic,
     }[job](folder, rank)
     if rank == 0:
         (folder / f"{job}-{world}.json").write_text(json.dumps(found))

@@ -121,7 +121,8 @@ def test_fisher_leaves_dropout_and_gradients_as_they_were():
 def test_elastic_penalty():
     model = nn.Linear(2, 1)
     information = {"weight": torch.tensor([[2.0, 3.0]]), "bias": torch.tensor([5.0])}
-    elastic = ElasticWeights(model, information, strength=4.0)
+    anchor = {name: p.detach().clone() for name, p in model.named_parameters()}
+    elastic = ElasticWeights(anchor, information, strength=4.0)
     assert float(elastic.penalty(model).detach()) == 0
     with torch.no_grad():
         model.weight += torch.tensor([[0.1, -0.2]])

@@ -94,23 +94,3 @@ def test_a_finished_model_is_a_plain_one_with_the_figures_of_its_card(two, folde
         assert right_share(folder, folder / name / "model") == two[name]["figures"]["held_out_accuracy"]
     plain, lora = (load_file(folder / name / "model" / "model.safetensors") for name in ("plain", "lora"))
     assert plain.keys() == lora.keys()
-
-
-@pytest.fixture(scope="module")
-def one(folder):
-    return run(1, folder, "levers")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", ["adalora", "bitfit", "bottleneck", "fgm", "pgd", "prefix", "r_drop", "multi", "regression"]
-)
-def test_levers_and_kinds_run_to_the_end(one, folder, name):
-    found = one[name]
-    assert found["figures"]["steps"] == 6
-    assert found["figures"]["loss"] < 5
-    assert set(found["files"]) >= {"README.md", "tokenizer.json"}
-    merged = name not in ("bitfit", "bottleneck", "prefix")
-    assert ("model.safetensors" in found["files"]) == merged
-    assert ("adapter_model.safetensors" in found["files"]) != merged
-    assert found["again"] == pytest.approx(found["figures"], abs=1e-4)
