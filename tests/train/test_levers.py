@@ -22,7 +22,7 @@ TRAINED = {
 }
 KEPT_APART = ("prefix", "bottleneck", "bitfit")
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
