@@ -36,9 +36,9 @@ from raybert.train.combinations import (
     refuse_precision,
 )
 from raybert.train.example_stream import Groups, refuse_longer, rows_of
-from raybert.train.generation_job import describe_decoder, refuse_generation
+from raybert.train.generation_job import describe_decoder
 from raybert.train.job import FREE, steps_of
-from raybert.train.task_levers import refuse_levers as refuse_task_levers
+from raybert.train.task_levers import refuse_task_levers
 from raybert.train.tracking import refuse_missing
 
 EXAMPLES, TOKENIZER, REJECTS = "_raybert/examples", "_raybert/tokenizer", "_rejects"
@@ -82,8 +82,6 @@ def refuse_settings(config: FinetuneConfig) -> None:
     refuse_missing(config.track)
     refuse_task_levers(config)
     refuse_unread(config.task.name, config.data)
-    if config.task.name == "generation":
-        refuse_generation(config)
     if train.evaluate.patience is not None and not (config.data.validation or config.data.validation_share):
         raise ValueError(
             "train.evaluate.patience needs rows to evaluate on; set data.validation or data.validation_share"

@@ -2,12 +2,16 @@
 
 from raybert.config.finetune import FinetuneConfig
 from raybert.config.pair_tasks import RetrievalSettings, SimilaritySettings
+from raybert.config.tasks import GenerationSettings
+from raybert.train.generation_job import refuse_generation
 
 
-def refuse_levers(config: FinetuneConfig) -> None:
+def refuse_task_levers(config: FinetuneConfig) -> None:
     """Raise ValueError for a lever that the task cannot have."""
     if isinstance(config.task, RetrievalSettings | SimilaritySettings):
         _refuse_of_vectors(config)
+    if isinstance(config.task, GenerationSettings):
+        refuse_generation(config)
 
 
 def _refuse_of_vectors(config: FinetuneConfig) -> None:
