@@ -248,6 +248,7 @@ class Run:
         """The model as a plain folder, the curves beside it."""
         self._save()
         self._wait_for_writing()
+        dist.barrier()  # rank 0 wrote; every rank may read now
         if self._is_enough():
             worse = self.best["worse"]
             self.records.say(

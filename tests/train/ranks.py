@@ -192,6 +192,33 @@ def more_tasks(folder: Path, rank: int) -> dict:
     return whole_and_again(folder, rank, _MORE_TASKS)
 
 
+def generation(folder: Path, rank: int) -> dict:
+    """Sequence to sequence."""
+    return whole_and_again(folder, rank, {"plain": translation(folder)})
+
+
+def more_generation(folder: Path, rank: int) -> dict:
+    """Sequence to sequence, cut up and with levers."""
+    levers = {"task.share": True, "adversarial.name": "fgm", "regularize.label_smoothing": 0.1}
+    runs = {
+        "zero2": {"train.zero": 2, "task.generate": "evaluations"},
+        "zero3": {"train.zero": 3},
+        "levers": levers,
+    }
+    return whole_and_again(folder, rank, {name: {**translation(folder), **own} for name, own in runs.items()})
+
+
+def translation(folder: Path) -> dict:
+    """Settings of a small run on the tables of `task_tables.word_pairs`, which the test has written."""
+    return {
+        "task.name": "generation",
+        "task.max_target_length": 8,
+        "data.path": str(folder / "pairs.parquet"),
+        "data.validation": str(folder / "pairs_validation.parquet"),
+        "train.evaluate.every": 12,
+    }
+
+
 def whole_and_again(folder: Path, rank: int, runs: dict[str, dict]) -> dict:
     """Every run whole, and gone on with from a checkpoint in its middle."""
     import shutil
@@ -359,6 +386,8 @@ def main(rank: int, world: int, folder: Path, job: str, meeting: str) -> None:
         "writing": writing,
         "tasks": tasks,
         "more_tasks": more_tasks,
+        "generation": generation,
+        "more_generation": more_generation,
         "levers": levers,
         "several_stages": several_ranks.stages,
         "several_more_stages": several_ranks.more_stages,

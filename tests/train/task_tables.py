@@ -23,6 +23,15 @@ def rows(n: int, seed: int) -> list[dict[str, str]]:
     return found
 
 
+def word_pairs(n: int, seed: int) -> list[dict[str, str]]:
+    """Two or three words, and the same with the last one first."""
+    rng, found = np.random.default_rng(seed), []
+    for _ in range(n):
+        words = rng.choice([*_FRUIT, *_BEAST], rng.integers(2, 4)).tolist()
+        found.append({"source": " ".join(words), "target": " ".join([words[-1], *words[:-1]])})
+    return found
+
+
 def write(path: Path, table: list[dict[str, Any]]) -> str:
     """A Parquet file of rows."""
     pq.write_table(pa.Table.from_pylist(table), path)
