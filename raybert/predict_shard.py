@@ -95,7 +95,7 @@ class PredictShard:
         reasons = np.array(table[REASON].to_pylist(), dtype=object)
         examples = from_column(table[EXAMPLES])
         lengths = examples.ids.lengths
-        outputs = self._predictor(examples)
+        outputs = self._predictor(examples) if len(examples) else {}
         good = finite_rows(outputs, examples)
         reasons[examples.row[~good]] = "the model's output is not finite"
         some = np.flatnonzero(good)
@@ -123,7 +123,7 @@ class PredictShard:
         """`table` has the rows of the examples."""
         head = self._head
         side = data_side(head.task)
-        found = side.decode(outputs, examples, head.labels, head.settings)
+        found = side.decode(outputs, examples, head.labels, head.settings) if len(examples) else []
         assert len(found) == len(table), "one prediction a row"
         made = side.output_fields(head.settings)
         columns = []

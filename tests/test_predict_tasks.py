@@ -111,6 +111,11 @@ def test_entities_of_texts_are_those_of_a_naive_loop(tagger):
     assert rejected(outcome) == {12: "words is null", 13: "words is empty"}
 
 
+def test_a_shard_without_a_row_that_can_be_used(tagger):
+    outcome = one_shard(tagger, pa.table({"tokens": pa.array([None, []], pa.list_(pa.string()))}))
+    assert (len(outcome.data), rejected(outcome)) == (0, {0: "tokens is null", 1: "tokens is an empty list"})
+
+
 def test_entities_of_words_with_windows_and_what_the_folder_says(tagger, tmp_path):
     """Long rows in windows of 16 tokens give what the same windows give one by one."""
     model = tiny_task(tmp_path / "model", EntitiesSettings(), TAGS, seed=3)

@@ -68,9 +68,8 @@ class DataSide(Protocol):
     A task without `columns` and `nested` has the columns that the group `data` names: `text`, `text_pair`, `label`.
     """
 
-    Scores: (
-        Any  # (labels, settings) -> `Scores`; it may have `tables()`, see `raybert.evaluate.scores.Tables`
-    )
+    Scores: Any
+    """(labels, settings) -> `Scores`. It may have `tables()`, which gives `raybert.evaluate.scores.Tables`."""
 
     def main_figure(self, settings: Any) -> str:
         """The figure of `Scores` by which models are compared; more of it is better."""

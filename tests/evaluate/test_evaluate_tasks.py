@@ -75,6 +75,25 @@ def naive_f1(table, decoded):
     return 2 * hits / (true + found)
 
 
+def test_entities_of_two_models_with_their_tags_in_other_orders(tmp_path, monkeypatch):
+    monkeypatch.setattr(VERB, "_BLOCK", 7)  # no row is cut
+    one = tiny_task(tmp_path / "one", EntitiesSettings(), TAGS, seed=3)
+    other = tiny_task(tmp_path / "other", EntitiesSettings(), TAGS[::-1], seed=4)
+    table, more = tagged(12), {"model.max_length": 16, "task.overlap": 4}
+    values = settings(tmp_path, one, table, **{"model.before": other, **more})
+    figures = []
+    for name, model in (("after", one), ("before", other)):
+        found, rows, changed, _ = without_ray(values, name)
+        predicted = one_shard(model, table, **more).data["entities"].to_pylist()
+        places = [[(e["start"], e["end"], e["label"]) for e in row["entities"]] for row in rows]
+        assert places == [[(e["start"], e["end"], e["label"]) for e in row] for row in predicted]
+        assert found.metrics["f1"] == pytest.approx(naive_f1(table, predicted))
+        assert len(changed) == found.rows == 12
+        figures.append(found.metrics["f1"])
+    assert figures[0] != figures[1]
+
+
+@pytest.mark.slow
 def test_entities_of_two_models_on_ray(tmp_path, ray_local, monkeypatch):
     monkeypatch.setattr(VERB, "_PER_WORKER", 20)  # parts, whose counts are added up, and no row is cut
     monkeypatch.setattr(VERB, "_BLOCK", 7)
