@@ -37,7 +37,7 @@ PREFIX_FAMILIES = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
 """Families of encoders whose attention takes keys and values from outside, in transformers."""
 
 # tasks whose losses are of rows of logits: what SMART and EWC are defined for
-_LOGITS = ("classification", "entities", "relations", "answers")
+_LOGITS = ("classification", "entities", "relations", "answers", "selection")
 _CLASSES = ("classification", "entities", "relations")
 
 

@@ -119,3 +119,17 @@ def test_attacks_have_the_values_of_their_papers_unless_given():
     }  # fmt: skip
     again = FinetuneConfig.model_validate({"adversarial": of(name="pgd").model_dump()}).adversarial
     assert again == of(name="pgd")
+
+
+def test_smart_is_for_the_tasks_whose_models_have_logits():
+    from raybert.tasks.base_model import TaskModel
+    from raybert.tasks.known import MODELS, model_side
+    from raybert.train.combinations import refuse_levers
+
+    for task in MODELS:
+        config = FinetuneConfig.model_validate({"task": {"name": task}, "adversarial": {"name": "smart"}})
+        if issubclass(model_side(task).Model, TaskModel):
+            refuse_levers(config)
+        else:
+            with pytest.raises(ValueError, match=r"adversarial\.name=smart compares the logits of classes"):
+                refuse_levers(config)
