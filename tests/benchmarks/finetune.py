@@ -8,7 +8,7 @@ size, learning rate (linear with warmup), weight decay, AdamW, dropout, clipping
 taken. `trainer` pads each batch to its longest row, `grouped` draws rows of like length together (the Trainer's
 train_sampling_strategy=group_by_length), which is faster and another order of the rows. All are given rows tokenized
 before. Every finished model, whoever trained it, is read back by plain transformers and scored on the test rows by
-scikit-learn, scipy and a few lines that are not raybert's (plain_tasks.py), in float32.
+scikit-learn, scipy and plain_scores.py, in float32.
 
 seconds are those of all updates, without loading, tokenizing and saving; wall those of the whole process until the model
 is saved (raybert's begins a Ray). tokens are real ones. threads, all cores unless told, are those of a side together. rows=N takes N rows of each table, for a try; split=dev
@@ -61,29 +61,32 @@ def main(words: list[str]) -> int:
             raise SystemExit(
                 f"{name}={','.join(sorted(unknown))} is not known; there are: {', '.join(known)}"
             )
-    report: dict[str, Any] = {"machine": roof.machine(), "results": []}
-    if output.exists():
-        report["results"] = json.loads(output.read_text())["results"]
     shared = {
         "precision": recipes.pick_precision(settings["precision"]),
+        "rows": int(settings["rows"]),
         "split": settings["split"],
         "workers": int(settings["workers"]),
         "threads": int(settings["threads"] or recipes.cores()),
     }
+    jobs = []
+    for task in tasks:
+        recipe = dataclasses.asdict(_changed(RECIPES[task], settings))
+        for number, seed in enumerate(map(int, settings["seeds"].split(","))):
+            jobs += [
+                {**shared, "task": task, "side": side, "seed": seed, "recipe": recipe}
+                for side in _order(sides, number)
+            ]
+    results: list[Result] = json.loads(output.read_text())["results"] if output.exists() else []
     with tempfile.TemporaryDirectory() as made:
-        for task in tasks:
-            recipe = _changed(RECIPES[task], settings)
-            tables = recipes.cut_tables(recipe, settings["data"], int(settings["rows"]), Path(made))
-            for number, seed in enumerate(map(int, settings["seeds"].split(","))):
-                for side in _order(sides, number):
-                    job = {**shared, "task": task, "side": side, "seed": seed, "rows": int(settings["rows"])}
-                    job["recipe"] = dataclasses.asdict(recipe)
-                    if any(job.items() <= one.items() for one in report["results"]):
-                        continue
-                    report["results"].append({**job, **_run(job, tables)})
-                    print(_line(report["results"][-1]), flush=True)
-                    output.write_text(json.dumps(report, indent=1) + "\n")
-    print(table([one for one in report["results"] if one["task"] in tasks]))
+        for job in jobs:
+            if recipes.kept(job, results):
+                continue
+            tables = recipes.cut_tables(Recipe(**job["recipe"]), settings["data"], job["rows"], Path(made))
+            results.append({**job, **_run(job, tables)})
+            print(_line(results[-1]), flush=True)
+            report = {"machine": roof.machine(), "results": results}
+            output.write_text(json.dumps(report, indent=1) + "\n")
+    print(table([found for job in jobs if (found := recipes.kept(job, results))]))
     return 0
 
 
@@ -118,45 +121,23 @@ def table(results: Sequence[Result]) -> str:
         "| task | side | precision | figure | mean | deviation | seeds | seconds | tokens/s | wall s | raybert is |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    groups: dict[tuple[str, ...], list[Result]] = {}
+    groups: dict[tuple[str, str], list[Result]] = {}
     for one in results:
-        recipe = json.dumps(one["recipe"], sort_keys=True)
-        groups.setdefault(
-            (
-                one["task"],
-                recipe,
-                one["precision"],
-                str(one["rows"]),
-                one["split"],
-                f"{one['workers']} of {one['threads']}",
-                one["side"],
-            ),
-            [],
-        ).append(one)
-    for key, found in sorted(groups.items()):
-        ours = {one["seed"]: one for one in groups.get((*key[:-1], "raybert"), [])}
-        ratios = [one["seconds"] / ours[one["seed"]]["seconds"] for one in found if one["seed"] in ours]
-        times = f"{statistics.median(ratios):.2f} x" if ratios and key[-1] != "raybert" else ""
-        for place, name in enumerate(found[0]["figures"]):
-            values = [one["figures"][name] for one in found]
+        groups.setdefault((one["task"], one["side"]), []).append(one)
+    for (task, name), found in groups.items():
+        ours = {one["seed"]: one["seconds"] for one in groups.get((task, "raybert"), [])}
+        ratios = [one["seconds"] / ours[one["seed"]] for one in found if one["seed"] in ours]
+        times = f"{statistics.median(ratios):.2f} x as fast" if ratios and name != "raybert" else ""
+        means = [
+            statistics.fmean(one[key] for one in found) for key in ("seconds", "tokens_per_second", "wall")
+        ]
+        speed = [f"{means[0]:.1f}", f"{means[1]:,.0f}", f"{means[2]:.1f}", times]
+        for figure in found[0]["figures"]:
+            values = [one["figures"][figure] for one in found]
             spread = f"{statistics.stdev(values):.4f}" if len(values) > 1 else ""
-            cells = [
-                key[0],
-                key[-1],
-                key[2],
-                name,
-                f"{statistics.fmean(values):.4f}",
-                spread,
-                str(len(values)),
-            ]
-            means = [
-                statistics.fmean(one[what] for one in found)
-                for what in ("seconds", "tokens_per_second", "wall")
-            ]
-            cells += (
-                [f"{means[0]:.1f}", f"{means[1]:,.0f}", f"{means[2]:.1f}", times] if place == 0 else [""] * 4
-            )
-            lines.append(f"| {' | '.join(cells)} |")
+            about = [task, name, found[0]["precision"], figure, f"{statistics.fmean(values):.4f}", spread]
+            lines.append(f"| {' | '.join([*about, str(len(values)), *speed])} |")
+            speed = [""] * 4
     return "\n".join(lines)
 
 

@@ -94,7 +94,7 @@ def _run_missing(
     from raybert.corpus.session import ray_session
 
     os.environ["HF_HUB_OFFLINE"] = "1"
-    missing = [job for job in jobs if not _found(job, results)]
+    missing = [job for job in jobs if not recipes.kept(job, results)]
     if not missing:
         return
     with tempfile.TemporaryDirectory() as made, ray_session():
@@ -109,10 +109,6 @@ def _run_missing(
             )
             report = {"machine": roof.machine(), "results": results}
             output.write_text(json.dumps(report, indent=1) + "\n")
-
-
-def _found(job: Result, results: Sequence[Result]) -> Result | None:
-    return next((one for one in results if job.items() <= one.items()), None)
 
 
 def _run(job: Result, recipe: recipes.Recipe, tables: Path, folder: Path) -> Result:
@@ -165,7 +161,7 @@ def table(jobs: Sequence[Result], results: Sequence[Result]) -> str:
     ]
     by_lever: dict[str, list[Result]] = {}
     for job in jobs:
-        if one := _found(job, results):
+        if one := recipes.kept(job, results):
             by_lever.setdefault(job["lever"], []).append(one)
     full = [one["seconds"] for one in by_lever.get("full", [])]
     for lever, found in by_lever.items():

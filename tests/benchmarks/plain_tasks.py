@@ -1,18 +1,17 @@
 """The tasks written plainly with transformers: what its Trainer trains, and by what models of every side are scored.
 
 Nothing of raybert is imported: a model of raybert is read from its folder as anybody would, its predictions are scored
-by scikit-learn and scipy, or by a few lines here (checked by seqeval where that is installed).
+by scikit-learn, scipy and plain_scores.py.
 """
 
 import re
-import string
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from plain_scores import answer_words, entity_scores, relation_scores, word_f1
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
@@ -84,8 +83,22 @@ class Task:
         """The logits [n, ...] of what the model gives."""
         return given.logits
 
+    @torch.inference_mode()
+    def predict(self, model: nn.Module, rows: Sequence[Row]) -> list[np.ndarray]:
+        """The logits of every row, in the order of the rows; rows of like length are computed together."""
+        features = self.features(rows)
+        order = sorted(range(len(features)), key=lambda i: len(features[i]["input_ids"]))
+        found: list[Any] = [None] * len(features)
+        for at in range(0, len(order), 64):
+            some = order[at : at + 64]
+            batch = self.collate([features[i] for i in some])
+            given = {name: x for name, x in batch.items() if "label" not in name and "_positions" not in name}
+            for i, logits in zip(some, self.outputs(model(**given)).numpy(), strict=True):
+                found[i] = logits
+        return found
+
     def scores(self, logits: list[np.ndarray], rows: Sequence[Row]) -> dict[str, float]:
-        """The figures of float32 logits, one array a row."""
+        """The figures of what `predict` gave."""
         from sklearn.metrics import accuracy_score, f1_score
 
         true = [row["label"] for row in rows]
@@ -302,74 +315,6 @@ KINDS = {
 }
 
 
-@torch.inference_mode()
 def score(task: Task, rows: Sequence[Row]) -> dict[str, float]:
     """The figures of a finished model on rows, in float32."""
-    model = task.model().float().eval()
-    features = task.features(rows)
-    order = sorted(range(len(features)), key=lambda i: len(features[i]["input_ids"]))
-    found: list[Any] = [None] * len(features)
-    for at in range(0, len(order), 64):
-        some = order[at : at + 64]
-        batch = task.collate([features[i] for i in some])
-        given = {
-            name: value for name, value in batch.items() if "label" not in name and "_positions" not in name
-        }
-        for i, logits in zip(some, task.outputs(model(**given)).numpy(), strict=True):
-            found[i] = logits
-    return task.scores(found, rows)
-
-
-def entity_scores(true: list[list[str]], found: list[list[str]]) -> dict[str, float]:
-    """Micro precision, recall and F1 of whole entities, read as conlleval does: I- after another type begins one."""
-    spans = [[{(i, *span) for i, tags in enumerate(of) for span in _spans(tags)}] for of in (true, found)]
-    (a,), (b,) = spans
-    right = len(a & b)
-    scores = {
-        "f1": 2 * right / max(1, len(a) + len(b)),
-        "precision": right / max(1, len(b)),
-        "recall": right / max(1, len(a)),
-    }
-    try:
-        from seqeval.metrics import f1_score
-    except ImportError:
-        return scores
-    assert abs(scores["f1"] - f1_score(true, found)) < 1e-9, "seqeval counts otherwise"
-    return scores
-
-
-def _spans(tags: list[str]) -> list[tuple[str, int, int]]:
-    found, start = [], 0
-    for i, (tag, before) in enumerate(zip([*tags, "O"], ["O", *tags], strict=True)):
-        continues = tag.startswith("I-") and tag[2:] == before[2:]
-        if before != "O" and not continues:
-            found.append((before[2:], start, i))
-        if not continues:
-            start = i
-    return found
-
-
-def relation_scores(true: list[str], found: list[str]) -> dict[str, float]:
-    """Macro F1 of SemEval-2010 task 8: over the relations without Other, right only with the right direction."""
-    from sklearn.metrics import accuracy_score
-
-    def relation(label: str) -> str:
-        return label.partition("(")[0]
-
-    truths, claims = Counter(map(relation, true)), Counter(map(relation, found))
-    right = Counter(relation(a) for a, b in zip(true, found, strict=True) if a == b)
-    f1 = [2 * right[name] / (truths[name] + claims[name]) for name in truths if name != "Other"]
-    return {"macro_f1": float(np.mean(f1)), "accuracy": float(accuracy_score(true, found))}
-
-
-def answer_words(text: str) -> list[str]:
-    """As SQuAD's evaluate-v2.0.py normalises answers."""
-    text = "".join(character for character in text.lower() if character not in string.punctuation)
-    return re.sub(r"\b(a|an|the)\b", " ", text).split()
-
-
-def word_f1(true: list[str], found: list[str]) -> float:
-    """F1 of the words, repeated ones as often as they occur."""
-    if not true or not found:
-        return float(true == found)
-    return 2 * sum((Counter(true) & Counter(found)).values()) / (len(true) + len(found))
+    return task.scores(task.predict(task.model().float().eval(), rows), rows)

@@ -1,7 +1,7 @@
 """What finetune.py and levers.py train: real tables, and how; one recipe for every side."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,7 @@ RECIPES = {
         "regression",
         {"name": "classification", "kind": "regression"},
         "spearman",
-        lr=1e-4,
+        lr=2e-4,
         epochs=4,
         data={"text": "sentence1", "text_pair": "sentence2", "label": "score"},
     ),
@@ -88,6 +88,11 @@ def cut_tables(recipe: Recipe, data: str, rows: int, folder: Path) -> Path:
         order = np.random.default_rng(0).permutation(len(table))[:rows]
         pq.write_table(table.take(order), made / file.name)
     return made
+
+
+def kept(job: Mapping[str, Any], results: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
+    """The result of a job, if there is one."""
+    return next((one for one in results if job.items() <= one.items()), None)
 
 
 def model_folder() -> str:

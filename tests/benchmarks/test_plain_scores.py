@@ -11,7 +11,7 @@ from raybert.tasks.examples import Lists
 from raybert.tasks.relation_scores import RelationScores
 from raybert.tasks.tags import EntityScores
 from raybert.tasks.words import offsets_of
-from tests.benchmarks import plain_tasks
+from tests.benchmarks import plain_scores
 
 TAGS = ["B-a", "B-b", "I-a", "I-b", "O"]
 
@@ -28,7 +28,7 @@ def test_entities(seed):
     found = [[tag if rng.random() < 0.8 else rng.choice(TAGS) for tag in row] for row in true]
     own = EntityScores(TAGS)
     own.add(lists(true), lists(found))
-    plain = plain_tasks.entity_scores(true, found)
+    plain = plain_scores.entity_scores(true, found)
     assert 0 < plain["f1"] < 1
     assert plain == pytest.approx({name: own.result()[name] for name in plain})
 
@@ -40,7 +40,7 @@ def test_relations():
     found = [label if rng.random() < 0.6 else rng.choice(labels) for label in true]
     own = RelationScores(labels)
     own.add(*(np.array([labels.index(label) for label in of]) for of in (true, found)))
-    plain = plain_tasks.relation_scores(true, found)
+    plain = plain_scores.relation_scores(true, found)
     assert plain == pytest.approx({name: own.result()[name] for name in plain})
     assert plain["macro_f1"] != pytest.approx(plain["accuracy"])
 
@@ -52,7 +52,7 @@ def test_answers():
     for true, found in pairs:
         own = AnswerScores()
         own.add([[true]], [found])
-        a, b = plain_tasks.answer_words(true), plain_tasks.answer_words(found)
+        a, b = plain_scores.answer_words(true), plain_scores.answer_words(found)
         assert own.result()["exact_match"] == (a == b)
-        assert own.result()["f1"] == pytest.approx(plain_tasks.word_f1(a, b))
+        assert own.result()["f1"] == pytest.approx(plain_scores.word_f1(a, b))
     assert Counter(a == b for a, b in pairs)[True] < 100
