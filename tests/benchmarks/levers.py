@@ -17,7 +17,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ LEVERS: dict[str, dict[str, Any]] = {
     "FGM": {"adversarial": {"name": "fgm", "epsilon": 1.0}},
     "PGD 3": {"adversarial": {"name": "pgd", "epsilon": 1.0, "alpha": 0.3, "steps": 3}},
     "FreeLB 2": {"adversarial": {"name": "freelb", "epsilon": 0.0, "alpha": 0.1, "init": 0.6, "steps": 2}},
+    "SMART": {"adversarial": {"name": "smart"}},
     "R-Drop 1": {"regularize": {"r_drop": 1.0}},
     "label smoothing 0.1": {"regularize": {"label_smoothing": 0.1}},
 }
@@ -125,31 +126,16 @@ def _run(job: Result, recipe: recipes.Recipe, tables: Path, folder: Path) -> Res
     report = finetune(settings)
     wall = time.perf_counter() - started
     seconds, tokens = recipes.time_of(json.loads((folder / "run/_raybert/history.json").read_text()))
-    trained, every = _parameters(settings, report)
     figures = {key.removeprefix("held_out_"): value for key, value in report.figures.items()}
     return {
         "value": figures[recipe.figure],
         "figures": figures,
-        "trained": trained,
-        "parameters": every,
+        "trained": report.figures["trained_parameters"],
+        "parameters": report.figures["parameters"],
         "seconds": seconds,
         "wall": wall,
         "tokens": tokens,
     }
-
-
-def _parameters(settings: Mapping[str, Any], report: Any) -> tuple[int, int]:
-    """(parameters that are trained, all) of the model that a run begins with."""
-    if "trained_parameters" in report.figures:
-        return report.figures["trained_parameters"], report.figures["parameters"]
-    from raybert.config import load
-    from raybert.config.finetune import FinetuneConfig
-    from raybert.train.finetuning import Finetuning
-    from raybert.train.freezing import trainable_parameters
-
-    return trainable_parameters(
-        Finetuning(load(FinetuneConfig, settings=settings), dict(report.plan)).model(None)
-    )
 
 
 def table(jobs: Sequence[Result], results: Sequence[Result]) -> str:
