@@ -23,9 +23,12 @@ def run_of(folder: Path, name: str, **changes):
     return Run(config, prepared.job, SeveralTasks(config, prepared.job), "cpu", lambda line: None)
 
 
-def stages(folder: Path, rank: int) -> dict:
-    """ZeRO 0 and 2 against the reference."""
-    return {name: stepwise(folder, rank, name, **given) for name, given in _STAGES.items()}
+def common(folder: Path, rank: int) -> dict:
+    """ZeRO 0 against the reference; under ZeRO 2 a run whole, and gone on with from its middle."""
+    return {
+        "zero0": stepwise(folder, rank, "zero0"),
+        "plain": whole_and_again(folder, rank, "plain", **{"train.zero": 2}),
+    }
 
 
 def more_stages(folder: Path, rank: int) -> dict:
@@ -34,9 +37,9 @@ def more_stages(folder: Path, rank: int) -> dict:
 
 
 _HALF = {"train.precision": "bfloat16"}
-_STAGES: dict = {"zero0": {}, "zero2": {"train.zero": 2, "train.layer_decay": 0.9}}
 _MORE_STAGES: dict = {
     "zero1": {"train.zero": 1},
+    "zero2": {"train.zero": 2, "train.layer_decay": 0.9},
     "zero3": {"train.zero": 3},
     "zero1-bfloat16": {"train.zero": 1, **_HALF},
     "zero2-bfloat16": {"train.zero": 2, **_HALF},
@@ -106,11 +109,6 @@ def reference(run) -> tuple[dict, list[float]]:
         )
         losses.append(found.loss)
     return {key: p.detach() for key, p in model.plain.named_parameters()}, losses
-
-
-def again(folder: Path, rank: int) -> dict:
-    """A run whole, and gone on with from its middle."""
-    return {"plain": whole_and_again(folder, rank, "plain")}
 
 
 def levers(folder: Path, rank: int) -> dict:

@@ -105,6 +105,14 @@ def test_tasks_must_be_some_with_names(tasks, message):
         ),
         ({"adapter.name": "adalora"}, r"adapter\.name=adalora does not work with task\.name=several"),
         ({"adapter.name": "prefix"}, r"adapter\.name=prefix does not work"),
+        (
+            {"adversarial.name": "smart"},
+            r"adversarial\.name=smart compares the logits of classes, which task\.name=several",
+        ),
+        (
+            {"regularize.ewc": 1.0, "regularize.ewc_data": "x"},
+            r"regularize\.ewc draws a label .* it is for task",
+        ),
         ({"train.offload": True, "train.zero": 2}, r"train\.offload=true does not work"),
         ({"train.on_spike": "rewind"}, r"train\.on_spike=rewind would compare losses of different tasks"),
         (

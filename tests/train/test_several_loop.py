@@ -10,8 +10,8 @@ from tests.train.ranks import run
 from tests.train.task_tables import right_share
 from tests.train.test_several import NAMES
 
-STAGES, MORE = ("zero0", "zero2"), ("zero1", "zero3", "zero1-bfloat16", "zero2-bfloat16", "lamb")
-EVERY = [*STAGES, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)]
+MORE = ("zero1", "zero2", "zero3", "zero1-bfloat16", "zero2-bfloat16", "lamb")
+EVERY = ["zero0", *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)]
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def found_of(folder):
 
     def find(name):
         if name not in made:
-            made.update(run(2, folder, "several_more_stages" if name in MORE else "several_stages"))
+            made.update(run(2, folder, "several_more_stages" if name in MORE else "several"))
         return made[name]
 
     return find
@@ -48,12 +48,12 @@ def test_two_ranks_of_any_stage_do_what_torch_alone_does(found_of, name):
     exact = "bfloat16" not in name
     assert found["losses"] == pytest.approx(found["expected"], abs=1e-5 if exact else 0.1)
     assert found["moves"] > 1e-3
-    assert found["away"] < (1e-4 if exact else 2e-2)
+    assert found["away"] < (1e-4 if exact else 5e-2)  # Adam makes steps of noise
 
 
 @pytest.fixture(scope="module")
-def two(folder):
-    return run(2, folder, "several_again")["plain"]
+def two(found_of):
+    return found_of("plain")
 
 
 def same_run(found, folder, name):
