@@ -104,8 +104,8 @@ def test_similarity(tmp_path, ray_local):
             **given,
         }
     )
-    assert found.after.figures["spearman"] == pytest.approx(report.figures["held_out_spearman"], abs=1e-4)
-    assert found.before.figures["pearson"] == pytest.approx(np.corrcoef(before, alike)[0, 1], abs=1e-4)
+    assert found.after.metrics["spearman"] == pytest.approx(report.figures["held_out_spearman"], abs=1e-4)
+    assert found.before.metrics["pearson"] == pytest.approx(np.corrcoef(before, alike)[0, 1], abs=1e-4)
     predict({"model.name": str(made), "output.path": str(tmp_path / "scores"), **given})
     scores = pq.read_table(tmp_path / "scores" / "data")["score"].to_numpy()
     np.testing.assert_allclose(scores, after, atol=1e-5)

@@ -129,6 +129,9 @@ def shown_rows(
     to its score, brought to 0..1."""
     del examples
     truth = numbers_of(table, settings.score, Reasons(len(table)))
+    if settings.low is None or settings.high is None:  # of a model that raybert did not train
+        ends = {"low": float(truth.min()), "high": max(float(truth.max()), float(truth.min()) + 1e-9)}
+        settings = settings.model_copy(update=ends)
     found = [row["score"] for row in decoded]
     texts = zip(*(table[name].to_pylist() for name in (settings.first, settings.second)), strict=True)
     near = 1 - np.abs(_scaled(truth, settings) - found)

@@ -173,7 +173,7 @@ def test_an_empty_batch_has_no_loss_but_a_gradient():
     assert Model.targets(empty) == 0
     sums = model(pack(empty))
     sums.loss.backward()
-    assert float(sums.loss) == float(sums.accuracy) == 0
+    assert sums.loss.item() == sums.accuracy.item() == 0
     assert all(p.grad is None or not p.grad.any() for p in model.parameters())
 
 

@@ -153,3 +153,5 @@ def test_a_report_is_told_how_near_a_row_is():
     assert found["text"] == ["the quick fox | the lazy dog", "New York | Paris and New York"]
     assert found["label"] == [1.0, 4.0]
     assert found["score"] == pytest.approx([0.7, 0.9])
+    open_ends = similarity.shown_rows([{"score": 0.5}, {"score": 0.9}], table(ROWS[::2]), None, SETTINGS)
+    assert open_ends["score"] == pytest.approx([0.5, 0.9])
