@@ -118,6 +118,7 @@ def test_a_table_becomes_a_model_that_writes(folder, tmp_path, ray_local):
     written = pq.read_table(tmp_path / "written" / "data")["text"].to_pylist()
     assert written == alone
     found = evaluate({**common, "output.path": str(tmp_path / "report")})
-    assert found.after.metrics["bleu"] == pytest.approx(report.figures["held_out_bleu"], abs=1e-6)
-    assert found.after.metrics["bleu"] > 30
+    # BLEU needs four words in a row, which these texts have not
+    assert found.after.metrics["chrf"] == pytest.approx(report.figures["held_out_chrf"], rel=1e-6)
+    assert found.after.metrics["chrf"] > 80
     assert (tmp_path / "report" / "report.html").exists()
