@@ -123,11 +123,15 @@ def output_fields(settings: SimilaritySettings) -> dict[str, pa.DataType]:
 
 
 def shown_rows(
-    decoded: Sequence[Mapping[str, Any]], table: pa.Table, examples: Examples, settings: SimilaritySettings
+    decoded: Sequence[Mapping[str, Any]],
+    table: pa.Table,
+    examples: Examples,
+    labels: Sequence[str],
+    settings: SimilaritySettings,
 ) -> dict[str, list[Any]]:
     """What a report tells of rows: their texts, their score and the cosine. A row is the better, the nearer the cosine is
     to its score, brought to 0..1."""
-    del examples
+    del examples, labels
     truth = numbers_of(table, settings.score, Reasons(len(table)))
     if settings.low is None or settings.high is None:  # of a model that raybert did not train
         ends = {"low": float(truth.min()), "high": max(float(truth.max()), float(truth.min()) + 1e-9)}

@@ -149,9 +149,9 @@ def test_a_row_is_decoded_to_its_cosine():
 
 def test_a_report_is_told_how_near_a_row_is():
     settings = SETTINGS.model_copy(update={"low": 0.0, "high": 5.0})
-    found = similarity.shown_rows([{"score": 0.5}, {"score": 0.9}], table(ROWS[::2]), None, settings)
+    found = similarity.shown_rows([{"score": 0.5}, {"score": 0.9}], table(ROWS[::2]), None, [], settings)
     assert found["text"] == ["the quick fox | the lazy dog", "New York | Paris and New York"]
     assert found["label"] == [1.0, 4.0]
     assert found["score"] == pytest.approx([0.7, 0.9])
-    open_ends = similarity.shown_rows([{"score": 0.5}, {"score": 0.9}], table(ROWS[::2]), None, SETTINGS)
+    open_ends = similarity.shown_rows([{"score": 0.5}, {"score": 0.9}], table(ROWS[::2]), None, [], SETTINGS)
     assert open_ends["score"] == pytest.approx([0.5, 0.9])
