@@ -30,9 +30,10 @@ from raybert.train.gather import load_weights
 from raybert.train.packed import pack
 from raybert.train.ranking_objective import RankingObjective
 from raybert.train.step import even_out
-from raybert.train.task_job import EARLIER, EXAMPLES, TOKENIZER, groups_of
+from raybert.train.task_job import EXAMPLES, TOKENIZER, groups_of
 from raybert.train.task_models import make_plain
 from raybert.train.task_objective import TaskObjective
+from raybert.train.task_tables import EARLIER
 from raybert.train.trained import Evaluation
 from raybert.train.writer import Writer
 

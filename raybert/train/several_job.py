@@ -7,14 +7,13 @@ from typing import Any
 from raybert.config.finetune import FinetuneConfig
 from raybert.config.several import name_settings
 from raybert.tasks.known import data_side
+from raybert.train.task_base import read_base
 from raybert.train.task_job import (
     Prepared,
-    Tables,
     make_prepared,
-    read_base,
-    read_tables,
     refuse_settings,
 )
+from raybert.train.task_tables import Tables, read_tables
 
 
 def member_configs(config: FinetuneConfig) -> dict[str, FinetuneConfig]:
