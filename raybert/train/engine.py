@@ -112,6 +112,9 @@ class Engine:
         optimizer = None if settings.offload else self._optimizer(groups)
         self.deepspeed = _initialize(model.to(device), groups, optimizer, _config(settings, device))
         self.optimizer: Any = self.deepspeed.optimizer
+        self._alone = dist.get_world_size() == 1 and not settings.zero
+        if self._alone:  # DeepSpeed would copy all gradients into one buffer and back
+            self.deepspeed.enable_backward_allreduce = False
 
     @property
     def applied_optimizer(self) -> Optimizer:
@@ -155,10 +158,18 @@ class Engine:
         """Update the weights with the gradients that were accumulated."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr * self._rate(group, step)
+        if self._alone:
+            self._fill_gradients()
         self.deepspeed.step()
         if self.settings.zero:
             norm = self.deepspeed.get_global_grad_norm()
             self._norm = float("nan") if norm is None else float(norm)
+
+    def _fill_gradients(self) -> None:
+        """Weights that had no part in the loss have a gradient of zeros, as DeepSpeed gives them on several ranks: they decay."""
+        for parameter in self.model.parameters():
+            if parameter.requires_grad and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
 
     def evaluate(self, micros: Micros) -> Figures:
         """The figures of these batches of all ranks, without dropout and updates."""
