@@ -77,6 +77,8 @@ def cosines(encoder, rows: list[dict], first: str, second: str, **prompts) -> np
     return (one * other).sum(1)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_similarity(tmp_path, ray_local):
     tiny_model(tmp_path / "model")
     write(tmp_path / "train.parquet", [*pairs(300, 0), {"sentence1": "a", "sentence2": "b", "score": None}])
