@@ -33,10 +33,12 @@ class Frame:
 
 
 def frame(tokenizer: Tokenizer, *, pair: bool = False) -> Frame:
-    """How the tokenizer frames a text, or a pair of texts.
+    """How the tokenizer frames a text, or a pair of texts. Its own truncation and padding are switched off.
 
     Raises ValueError for one that does more than put special tokens before, between and after them.
     """
+    tokenizer.no_truncation()
+    tokenizer.no_padding()  # else the padding of a folder's tokenizer.json would be taken for special tokens
     probe = ("a", "a") if pair else ("a",)
     encoding = tokenizer.encode(*probe)
     text = np.array([-1 if which is None else which for which in encoding.sequence_ids])
