@@ -90,7 +90,7 @@ def collect(sources: Sequence[tuple[str, str]], limit: int | None = None) -> tup
     """The first `limit` rows of all files, in their order, and the files that cannot be parsed."""
     rows, unparsable = [], []
     # a syntax tree is millions of objects and no cycles: garbage collection finds nothing and takes a quarter of the time
-    # and forked from a process with threads, a child may wait for ever for what one of them held
+    # spawned: forked from a process with threads, a child may wait for ever for a lock that one of them held
     with multiprocessing.get_context("spawn").Pool(initializer=gc.disable) as pool:
         for (path, _), found in zip(sources, pool.imap(docstrings, sources, chunksize=64), strict=True):
             if found is None:

@@ -5,6 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from raybert.tasks.examples import Examples, Lists
 from tests.encoder.tiny import tiny_model
 
 LABELS = ("being", "place", "thing")
@@ -80,3 +83,9 @@ def change_config(folder: str, **changes: Any) -> None:
     path = Path(folder, "config.json")
     values = {**json.loads(path.read_text()), **changes}
     path.write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
+
+
+def sequences(values: np.ndarray, lengths: np.ndarray, boundary: np.ndarray) -> Examples:
+    """Examples without targets, from their ids one after the other."""
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
+    return Examples(Lists(values, offsets), boundary, np.arange(len(lengths)), {})

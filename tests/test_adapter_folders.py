@@ -10,9 +10,9 @@ from tokenizers import Tokenizer
 from raybert.config import EmbedConfig, PredictConfig, load
 from raybert.resolve import load_as_resolved as load_encoder
 from raybert.resolve_head import load_as_resolved, resolve_head
-from raybert.tasks.predictor_model import sequences
 from tests.encoder.test_adapted import TEXTS, inputs, made
 from tests.encoder.tiny import tiny_model
+from tests.heads import sequences
 
 
 def settings(folder) -> dict[str, str]:

@@ -21,10 +21,10 @@ from raybert.encoder.tokenizing import TextTokenizer
 from raybert.predict import output_schema, predict
 from raybert.predict_shard import LoadPredictor, PredictShard, PrepareRows
 from raybert.resolve_head import head_of, load_as_resolved, resolve_head
-from raybert.tasks.predictor_model import Predictor, sequences
+from raybert.tasks.predictor_model import Predictor
 from raybert.verify import verify
 from tests.conftest import sentences
-from tests.heads import LABELS, change_config, tiny_head
+from tests.heads import LABELS, change_config, sequences, tiny_head
 
 TEXTS = [*sentences(90), None, " ", "one text that is longer than the model takes " * 12, ""]
 USED = [text for text in TEXTS if text and text.strip()]

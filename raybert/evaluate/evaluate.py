@@ -3,7 +3,6 @@
 The driver makes the examples and needs no torch; each worker takes a part of them, and their counts are added up.
 """
 
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from tokenizers import Tokenizer
 from raybert.config import load, require
 from raybert.config.predicting import EvaluateConfig, HeadModelSettings, HeadTaskSettings
 from raybert.corpus.filesystems import public_uri
+from raybert.corpus.paths import absolute, public_name
 from raybert.corpus.progress import duration
 from raybert.corpus.rejects import count_reasons
 from raybert.corpus.session import Pool, ray_session, worker_pool
@@ -94,6 +94,7 @@ def evaluate(config: EvaluateConfig | Mapping[str, Any]) -> Evaluated:
     if not isinstance(config, EvaluateConfig):
         config = load(EvaluateConfig, settings=config)
     require(config, "model.name", "data.path", "output.path")
+    config = absolute(config)
     started = time.monotonic()
     models = _models(config)
     folders = _open(models, config.task)
@@ -122,18 +123,11 @@ def evaluate(config: EvaluateConfig | Mapping[str, Any]) -> Evaluated:
 
 def _models(config: EvaluateConfig) -> dict[str, HeadModelSettings]:
     """`before`, if there is one, and `after`."""
-    values = config.model.model_dump(exclude={"before"})
-    after = HeadModelSettings(**{**values, "name": _absolute(values["name"])})
+    after = HeadModelSettings(**config.model.model_dump(exclude={"before"}))
     if config.model.before is None:
         return {"after": after}
-    before = after.model_copy(update={"name": _absolute(config.model.before), "revision": None})
+    before = after.model_copy(update={"name": config.model.before, "revision": None})
     return {"before": before, "after": after}
-
-
-def _absolute(name: str) -> str:
-    """A folder means the same on every worker, whatever its working directory."""
-    path = os.path.expanduser(name)
-    return os.path.abspath(path) if os.path.isdir(path) else name
 
 
 def _open(models: Mapping[str, HeadModelSettings], task: HeadTaskSettings) -> dict[str, HeadFolder]:
@@ -279,7 +273,7 @@ def _evaluation(
         scores,
         name=name,
         task=head.task,
-        model=public_uri(model.name) if "://" in model.name else model.name,
+        model=public_name(model.name),
         rows=rows,
         seconds=max(part.seconds for part in parts),
         main=data_side(head.task).main_figure(head.settings),

@@ -62,7 +62,7 @@ class BiEncoder(nn.Module, ABC):
     Args:
         plain: of `AUTO`; what follows its pooling is read from the folder that its configuration names.
         settings: of the task.
-        regularize: nothing is (see `raybert.train.task_job.refuse_settings`).
+        regularize: nothing is (see `raybert.train.task_levers`).
         padded: compute padded batches; `padded` says in the end how it is done.
         autocast: compute in this 16-bit type, the weights stay float32.
     """

@@ -4,7 +4,6 @@ The table has the columns `text`, `label` and, for pairs, `text_pair`.
 """
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
@@ -17,7 +16,7 @@ from tokenizers import Encoding, Tokenizer
 from raybert.config.finetune import ClassificationSettings
 from raybert.evaluate.metrics import Confusion, MultiLabel, Regression
 from raybert.evaluate.scores import Tables
-from raybert.tasks.columns import Reasons, column, strings_of
+from raybert.tasks.columns import Reasons, column, numbers_of, strings_of
 from raybert.tasks.examples import Examples, Lists
 from raybert.tasks.words import TEXTS_PER_CALL, offsets_of
 
@@ -209,7 +208,7 @@ def _targets(
     table: pa.Table, labels: Sequence[str], settings: ClassificationSettings, reasons: Reasons
 ) -> np.ndarray:
     if settings.kind == "regression":
-        return _numbers(table, reasons)
+        return numbers_of(table, "label", reasons).astype(np.float32)
     named = _labels(table, settings, reasons)
     _refuse_unknown(set(chain.from_iterable(named)) - set(labels))
     number = {label: i for i, label in enumerate(labels)}
@@ -228,24 +227,6 @@ def _refuse_unknown(unknown: set[str]) -> None:
         raise ValueError(
             f"data.label has labels that are not in the rows to train on: {', '.join(shown[:10])}{more}"
         )
-
-
-def _numbers(table: pa.Table, reasons: Reasons) -> np.ndarray:
-    """float32 [rows]; nan in rows with a reason."""
-    values = column(table, "label").to_pylist()
-    found = np.full(len(values), np.nan)
-    for row, value in enumerate(values):
-        try:
-            found[row] = math.nan if value is None else float(value)
-        except (TypeError, ValueError):
-            continue
-    reasons.add(
-        ~np.isfinite(found),
-        lambda row: (
-            "label is null" if values[row] is None else f"label is no number: {str(values[row])[:60]}"
-        ),
-    )
-    return found.astype(np.float32)
 
 
 def _labels(table: pa.Table, settings: ClassificationSettings, reasons: Reasons) -> list[list[str]]:

@@ -150,3 +150,21 @@ def refuse_unknown(found: Sequence[str], known: Sequence[str], name: str) -> Non
     if unknown:
         shown = ", ".join(unknown[:10]) + (f" and {len(unknown) - 10} more" if len(unknown) > 10 else "")
         raise ValueError(f"column {name!r} has labels that are not in the training data: {shown}")
+
+
+def numbers_of(table: pa.Table, name: str, reasons: Reasons) -> np.ndarray:
+    """A column of finite numbers, float64 [rows]; nan in rows that get a reason. Text that says a number is one."""
+    values = column(table, name).to_pylist()
+    found = np.full(len(values), np.nan)
+    for row, value in enumerate(values):
+        try:
+            found[row] = np.nan if value is None else float(value)
+        except (TypeError, ValueError):
+            continue
+    reasons.add(
+        ~np.isfinite(found),
+        lambda row: (
+            f"{name} is null" if values[row] is None else f"{name} is no number: {str(values[row])[:60]}"
+        ),
+    )
+    return found

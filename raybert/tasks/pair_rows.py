@@ -14,24 +14,6 @@ from raybert.tasks.sequences import Frame, frame, lay_out
 from raybert.tasks.words import offsets_of, tokenize_distinct
 
 
-def numbers_of(table: pa.Table, name: str, reasons: Reasons) -> np.ndarray:
-    """A column of finite numbers, float64 [rows]; nan in rows that get a reason. Text that says a number is one."""
-    values = column(table, name).to_pylist()
-    found = np.full(len(values), np.nan)
-    for row, value in enumerate(values):
-        try:
-            found[row] = np.nan if value is None else float(value)
-        except (TypeError, ValueError):
-            continue
-    reasons.add(
-        ~np.isfinite(found),
-        lambda row: (
-            f"{name} is null" if values[row] is None else f"{name} is no number: {str(values[row])[:60]}"
-        ),
-    )
-    return found
-
-
 def is_list(table: pa.Table, name: str) -> bool:
     """Whether a column holds lists."""
     kind = column(table, name).type

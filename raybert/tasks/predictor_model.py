@@ -11,7 +11,7 @@ from raybert.encoder.adapted import load_adapted
 from raybert.encoder.adapter_folder import is_adapter
 from raybert.encoder.batching import plan_batches
 from raybert.encoder.loading import DTYPES, quiet_transformers
-from raybert.tasks.examples import Examples, Lists
+from raybert.tasks.examples import Examples
 from raybert.tasks.heads import Head
 from raybert.tasks.known import model_side
 from raybert.tasks.outputs import take
@@ -83,12 +83,6 @@ class Predictor:
     def _run(self, examples: Examples) -> np.ndarray:
         batch = pack(ExampleMicro(examples), self._device)
         return self._model.logits(batch).float().cpu().numpy()
-
-
-def sequences(values: np.ndarray, lengths: np.ndarray, boundary: np.ndarray) -> Examples:
-    """Examples without targets, from their ids one after the other."""
-    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
-    return Examples(Lists(values, offsets), boundary, np.arange(len(lengths)), {})
 
 
 def _load(auto: Any, path: Path, dtype: str, trust_remote_code: bool) -> PreTrainedModel:

@@ -16,9 +16,9 @@ from raybert.config.pair_tasks import SimilaritySettings
 from raybert.encoder.folders import Folder
 from raybert.evaluate.metrics import Regression
 from raybert.tasks.bi_encoder import default_prompt, settle_pooling, settle_prompts
-from raybert.tasks.columns import Reasons, strings_of
+from raybert.tasks.columns import Reasons, numbers_of, strings_of
 from raybert.tasks.examples import Examples
-from raybert.tasks.pair_rows import framed, numbers_of
+from raybert.tasks.pair_rows import framed
 
 GROUPS = "bin"
 """The sequences of a row are trained on in one forward pass."""

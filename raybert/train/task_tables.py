@@ -121,8 +121,6 @@ def _examples(
     setting: str,
 ) -> tuple[Examples, np.ndarray]:
     """Examples of the rows that could be read; reasons [rows] of all."""
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
     good = np.flatnonzero([reason is None for reason in table.reasons])
     rows = table.table.take(good)
     try:
