@@ -34,6 +34,7 @@ VERBS = {
     "pretrain": Verb(settings.PretrainConfig, "raybert.train.pretrain", (), "[config.yaml] [key=value ...]"),
     "vocabulary": Verb(settings.VocabularyConfig, "raybert.vocabulary", (), "[config.yaml] [key=value ...]"),
     "verify": Verb(settings.VerifyConfig, "raybert.verify", ("data.path",), "FOLDER"),
+    "serve": Verb(settings.ServeConfig, "raybert.serve.command", (), "[config.yaml] [key=value ...]"),
     "search": Verb(
         settings.SearchConfig,
         "raybert.search",

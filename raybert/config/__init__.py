@@ -29,6 +29,7 @@ from raybert.config.groups import (
 )
 from raybert.config.predicting import EvaluateConfig, PredictConfig
 from raybert.config.probing import ProbeConfig
+from raybert.config.serving import ServeConfig
 from raybert.config.training import PretrainConfig
 from raybert.config.verbs import EmbedConfig, PrepareConfig, SearchConfig, VerifyConfig, VocabularyConfig
 
@@ -49,6 +50,7 @@ __all__ = [
     "ProbeConfig",
     "SearchConfig",
     "SearchSettings",
+    "ServeConfig",
     "Settings",
     "TokenizerSettings",
     "TokensOutput",

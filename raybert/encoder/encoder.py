@@ -37,7 +37,8 @@ class Encoder:
     `dimension` (of the vectors), `max_length` (tokens, special ones included), `pooling`, `normalized`, `layers`,
     `dtype` ("float32", "bfloat16", "float16": of computing), `device`, `prompts` (name -> text), `prompt` (prepended
     by default), `batch_tokens` (tokens in one forward pass), `kernels` (see `load`),
-    `kernels_note` (why not faster ones, "" if they are), `tokenizer_json` (None where the tokenizer is Python).
+    `kernels_note` (why not faster ones, "" if they are), `tokenizer_json` (None where the tokenizer is Python),
+    `vocabulary_size` (token ids that the model knows).
     """
 
     @classmethod
@@ -90,6 +91,7 @@ class Encoder:
             folder.transformer, self.dtype, self.device, trust_remote_code=trust_remote_code
         )
         self._hidden_size = model.config.hidden_size
+        self.vocabulary_size: int = model.config.vocab_size
         self.max_length = loading.pick_max_length(max_length, model, self._tokenizer, folder.max_seq_length)
         self.batch_tokens = batch_tokens or _BATCH_TOKENS[self.device.partition(":")[0]]
         self._model = _pick_kernels(kernels, model, self._tokenizer, self.batch_tokens)
@@ -162,7 +164,7 @@ class Encoder:
         if output == "tokens":
             if dimensions is not None or normalize is not None:
                 raise ValueError("output 'tokens' takes neither dimensions nor normalize")
-            found = self._encode_tokens(tokenized, batch_tokens)
+            found = self.encode_token_ids(tokenized, batch_tokens=batch_tokens)
             return [found[row] for row in where]
         if output != "sentence":
             raise ValueError(f"output is {output!r}; use 'sentence' or 'tokens'")
@@ -226,7 +228,8 @@ class Encoder:
             raise ValueError(f"model.prompt_name {name!r} is not a prompt of {self.name}; it has: {known}")
         return self.prompts[name]
 
-    def _encode_tokens(self, tokenized: Tokenized, batch_tokens: int | None) -> list[np.ndarray]:
+    def encode_token_ids(self, tokenized: Tokenized, *, batch_tokens: int | None = None) -> list[np.ndarray]:
+        """As `encode` with output="tokens", of texts already tokenized."""
         found: list[np.ndarray] = [np.empty(0)] * len(tokenized)
         lengths = tokenized.lengths
 

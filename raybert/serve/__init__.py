@@ -1,0 +1,1 @@
+"""The service: OpenAI and TEI routes over the same Encoder, on Ray Serve."""

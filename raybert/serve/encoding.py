@@ -1,0 +1,134 @@
+"""The encoder of a replica: texts to token ids in one thread, ids to vectors in another."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from raybert.encoder.encoder import Encoder
+from raybert.encoder.tokenizing import Tokenized
+from raybert.serve import openai, tei
+from raybert.serve.batcher import Part
+from raybert.serve.errors import invalid
+
+_LEAST_TOKENS = 64  # that a thread of the CPU is given of its own
+_WARM_UP_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a text becomes what is asked for: the prompt before it, and whether all its tokens are wanted."""
+
+    prompt: str
+    every_token: bool = False
+
+
+class EncoderEngine:
+    """What a `Batcher` runs for an encoder. A row's result is float32 [width], neither cut nor normalised, or with
+    `Way.every_token` float32 [tokens, hidden]."""
+
+    routes: ClassVar = {**openai.ROUTES, **tei.ROUTES}
+
+    def __init__(self, encoder: Encoder, threads: int) -> None:
+        self.encoder = encoder
+        self.max_length = encoder.max_length
+        self._threads = threads if encoder.device == "cpu" else 1
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens of a step: a batch for every thread."""
+        return self.encoder.batch_tokens * self._threads
+
+    def info(self) -> dict[str, Any]:
+        """What TEI's /info tells of it, and what else decides its vectors."""
+        encoder = self.encoder
+        return {
+            "model_id": encoder.name,
+            "model_sha": encoder.revision or encoder.digest,
+            "model_dtype": encoder.dtype,
+            "model_type": {"embedding": {"pooling": encoder.pooling}},
+            "max_input_length": encoder.max_length,
+            "max_batch_tokens": self.step_tokens,
+            "dimension": encoder.dimension,
+            "normalized": encoder.normalized,
+            "prompts": sorted(encoder.prompts),
+            "device": encoder.device,
+            "kernels": encoder.kernels,
+        }
+
+    def way(self, prompt_name: str | None, prompt: str | None = None, *, every_token: bool = False) -> Way:
+        """Raises ApiError 400 for a prompt that the model does not have."""
+        if prompt is None and prompt_name is not None:
+            if prompt_name not in self.encoder.prompts:
+                known = ", ".join(sorted(self.encoder.prompts)) or "none"
+                raise invalid(
+                    f"prompt_name {prompt_name!r} is not a prompt of the model; it has: {known}",
+                    "prompt_name",
+                )
+            prompt = self.encoder.prompts[prompt_name]
+        return Way(self.encoder.prompt if prompt is None else prompt, every_token)
+
+    def probe(self) -> tuple[list[str], Way]:
+        """See `raybert.serve.model.Engine`."""
+        return ["a"], self.way(None)
+
+    def computed_tokens(self, lengths: np.ndarray) -> int:
+        """Padding included."""
+        return self.encoder.computed_tokens(lengths)
+
+    def tokenize(self, texts: Sequence[Any], way: Way) -> Tokenized:
+        """Token ids of texts, cut to the longest length; lists of token ids are taken as they are."""
+        if texts and not isinstance(texts[0], str):
+            return openai.as_tokenized(texts)
+        return self.encoder.tokenizer(prompt=way.prompt)(texts)
+
+    def run(self, way: Way, parts: Sequence[Part]) -> list[Sequence[Any]]:
+        """See `raybert.serve.batcher.Run`."""
+        together = _join(parts)
+        counts = [end - first for _, first, end in parts]
+        total = int(together.offsets[-1])
+        share = max(_LEAST_TOKENS, -(-total // self._threads))
+        budget = min(self.encoder.batch_tokens, share)
+        if way.every_token:
+            found: Any = self.encoder.encode_token_ids(together, batch_tokens=budget)
+        else:
+            found = self.encoder.encode_ids(
+                together, batch_tokens=budget, dimensions=self.encoder.width, normalize=False
+            )
+        ends = np.cumsum(counts)
+        return [found[end - count : end] for end, count in zip(ends, counts, strict=True)]
+
+    def finish(self, rows: Sequence[np.ndarray], dimensions: int | None, normalize: bool) -> np.ndarray:
+        """float32 [n, dimensions]: results cut, and scaled to length 1 (as `raybert.encoder.pooling` does)."""
+        vectors = np.stack(rows) if len(rows) else np.zeros((0, self.encoder.width), np.float32)
+        vectors = vectors[:, : dimensions or self.encoder.dimension]
+        if normalize:
+            vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        return np.ascontiguousarray(vectors, np.float32)
+
+    def warm_up(self) -> float:
+        """Tokens a second of full steps, after the first has paid for everything that is made once."""
+        way = Way(self.encoder.prompt)
+        text = "a " * min(self.encoder.max_length // 2, 62)
+        rows = max(1, self.step_tokens // int(self.tokenize([text], way).lengths[0]))
+        tokens = self.tokenize([text] * rows, way)
+        part = (tokens, 0, rows)
+        self.run(way, [part])
+        started, steps = time.perf_counter(), 0
+        while not steps or (time.perf_counter() - started < _WARM_UP_SECONDS and steps < 10):
+            self.run(way, [part])
+            steps += 1
+        return steps * float(tokens.lengths.sum()) / (time.perf_counter() - started)
+
+
+def _join(parts: Sequence[Part]) -> Tokenized:
+    """The rows of some parts, one after the other."""
+    values, lengths, truncated = [], [], []
+    for tokens, first, end in parts:
+        values.append(tokens.values[tokens.offsets[first] : tokens.offsets[end]])
+        lengths.append(tokens.lengths[first:end])
+        truncated.append(tokens.truncated[first:end])
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.concatenate(lengths))])
+    return Tokenized(np.concatenate(values), offsets, np.concatenate(truncated), parts[0][0].prompt_tokens)
