@@ -11,7 +11,7 @@ from typing import Any
 
 from ray import serve
 
-from raybert.config import ConfigError, load
+from raybert.config import ConfigError, load, require
 from raybert.config.serving import ServeConfig, ServedModelSettings, ServeSettings
 from raybert.corpus.paths import absolute
 from raybert.serve.calls import Call
@@ -21,8 +21,15 @@ from raybert.serve.keys import Keys
 from raybert.serve.loading import load_engine, threads_of
 from raybert.serve.model import Limits, ServedModel
 
-_HEALTH_SECONDS = 10.0
-_PERIOD_SECONDS = 5.0
+# Ray Serve replaces a replica after three checks without an answer: one that is stuck, within half a minute
+_HEALTH_SECONDS = 8.0
+_PERIOD_SECONDS = 2.0
+
+
+_ELSEWHERE = {
+    **dict.fromkeys(("host", "port"), "http_options of the file that is deployed"),
+    "ingress": "the environment of the nodes (RAY_SERVE_ENABLE_HA_PROXY=1)",
+}
 
 
 class ModelReplica:
@@ -31,7 +38,10 @@ class ModelReplica:
     async def __init__(self, name: str, served: dict[str, Any], settings: dict[str, Any]) -> None:
         from raybert.serve.metrics import ModelMetrics
 
-        config, self._settings = load(ServedModelSettings, settings=served), load(ServeSettings, settings=settings)
+        config, self._settings = (
+            load(ServedModelSettings, settings=served),
+            load(ServeSettings, settings=settings),
+        )
         self._name = name
         # the event loop stays free for Ray Serve's questions
         engine = await asyncio.to_thread(load_engine, config)
@@ -123,11 +133,22 @@ def app(args: dict) -> serve.Application:
     keys must be asked for.
     """
     config: ServeConfig = load(ServeConfig, settings=args)
+    require_models(config)
+    for name in sorted({"host", "port", "ingress"} & config.serve.model_fields_set):
+        raise ConfigError(
+            f"serve.{name} is for raybert serve; on a cluster it belongs into {_ELSEWHERE[name]}"
+        )
     if config.serve.keys_from is None and config.serve.anonymous is not True:
         raise ConfigError(
             "who may ask? give serve.keys_from=env:NAME or a file of keys, or serve.anonymous=true to let everybody"
         )
     return build(absolute(config))
+
+
+def require_models(config: ServeConfig) -> None:
+    """Raise ConfigError where there is nothing to serve."""
+    if not config.models:
+        require(config, "model.name")
 
 
 def build(config: ServeConfig) -> serve.Application:
@@ -136,11 +157,13 @@ def build(config: ServeConfig) -> serve.Application:
     served = config.served
     if len(served) == 1:
         ((name, one),) = served.items()
-        made = serve.deployment(serve.ingress()(_Alone)).options(name=_safe(name), **_options(one))
+        made = serve.deployment(serve.ingress()(_Alone)).options(
+            name=_safe(name), **_options(one, config.serve.deadline)
+        )
         return made.bind(name, one.model_dump(mode="json"), settings)
     models = {
         name: serve.deployment(ModelReplica)
-        .options(name=_safe(name), **_options(one))
+        .options(name=_safe(name), **_options(one, config.serve.deadline))
         .bind(name, one.model_dump(mode="json"), settings)
         for name, one in served.items()
     }
@@ -155,8 +178,8 @@ def _safe(name: str) -> str:
     return name.replace("/", "--")
 
 
-def _options(served: ServedModelSettings) -> dict[str, Any]:
-    """Of a deployment. What waits is bounded by the replica itself, in tokens."""
+def _options(served: ServedModelSettings, deadline: float) -> dict[str, Any]:
+    """Of a deployment. What waits is bounded by the replica itself, in tokens; one that goes answers what it has first."""
     count, gpus = served.workers.count, served.workers.gpus
     low, high = count if isinstance(count, list) else (1, 1) if count == "auto" else (count, count)
     options: dict[str, Any] = {
@@ -164,7 +187,7 @@ def _options(served: ServedModelSettings) -> dict[str, Any]:
         "health_check_period_s": _PERIOD_SECONDS,
         "health_check_timeout_s": _HEALTH_SECONDS,
         "graceful_shutdown_wait_loop_s": 1.0,
-        "graceful_shutdown_timeout_s": 60.0,
+        "graceful_shutdown_timeout_s": deadline + 5,
         "max_surge_percent": 100,  # the new one answers before the old one goes
         "ray_actor_options": {
             "num_cpus": threads_of(served),
@@ -179,7 +202,6 @@ def _options(served: ServedModelSettings) -> dict[str, Any]:
         "policy": {"policy_function": "raybert.serve.scaling:by_load"},
         "upscale_delay_s": 5.0,
         "downscale_delay_s": 120.0,
-        "metrics_interval_s": 1.0,
         "look_back_period_s": 10.0,
     }
     return {**options, "autoscaling_config": scaling}

@@ -1,17 +1,24 @@
 """raybert serve: the service on this machine, or on the cluster of RAY_ADDRESS, until it is stopped."""
 
+import logging
 import os
+import signal
 import socket
 import sys
 import time
 
 from raybert.config import ConfigError, require
 from raybert.config.serving import ServeConfig
+from raybert.corpus.models import fetch_model
 from raybert.corpus.paths import absolute
-from raybert.corpus.session import ray_session
+from raybert.corpus.session import brings_own_ray, ray_session
+from raybert.encoder.folders import read_folder, resolve
+from raybert.serve.keys import Keys
 
 _HAPROXY = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
 _NAME = "raybert"
+LOGGING = {"encoding": "JSON", "enable_access_log": False}
+"""Of replicas, which write a line a request of their own."""
 
 
 def main(config: ServeConfig) -> int:
@@ -24,6 +31,8 @@ def main(config: ServeConfig) -> int:
     if not config.models:
         require(config, "model.name")
     _check_who_may_ask(config)
+    if brings_own_ray():
+        _check_files(config)
     settings = config.serve
     if settings.ingress == "haproxy":
         os.environ.update(_HAPROXY)  # read when Ray Serve is imported, here and in what Ray starts
@@ -33,6 +42,7 @@ def main(config: ServeConfig) -> int:
     with ray_session():
         from ray import serve
 
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         try:
             serve.start(
                 http_options={
@@ -49,6 +59,8 @@ def main(config: ServeConfig) -> int:
         except KeyboardInterrupt:
             print("raybert: stopping", file=sys.stderr, flush=True)
         finally:
+            for each in (signal.SIGINT, signal.SIGTERM):  # the second one must not stop the stopping
+                signal.signal(each, signal.SIG_IGN)
             serve.shutdown()
     return 0
 
@@ -58,9 +70,8 @@ def _run(config: ServeConfig) -> None:
 
     from raybert.serve.app import build
 
-    logging = {"encoding": "JSON", "enable_access_log": False}
     try:
-        serve.run(build(absolute(config)), name=_NAME, route_prefix="/", logging_config=logging)
+        serve.run(build(absolute(config)), name=_NAME, route_prefix="/", logging_config=LOGGING)
     except RuntimeError as error:
         raise _why(error) from None
 
@@ -88,6 +99,16 @@ def _check_who_may_ask(config: ServeConfig) -> None:
             f"serve.host={settings.host} without keys: give serve.keys_from=env:NAME or a file of keys, or "
             "serve.anonymous=true to answer everybody"
         )
+
+
+def _check_files(config: ServeConfig) -> None:
+    """What the replicas on this machine will open; an error here costs no start of Ray."""
+    if config.serve.keys_from:
+        Keys(config.serve.keys_from)
+    for served in config.served.values():
+        model = served.model
+        path, _ = resolve(fetch_model(model.name), model.revision, code=model.trust_remote_code)
+        read_folder(path).weights()
 
 
 def _announce(config: ServeConfig, port: int) -> None:

@@ -6,7 +6,6 @@ import re
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any, Protocol
 
@@ -58,6 +57,7 @@ class Front:
     async def __call__(self, request: Request) -> Reply:
         """See above."""
         started = time.perf_counter()
+        # Ray Serve gives a request without an id one, and the answer too
         given = request.headers.get("x-request-id", "")
         request_id = given if _ID.fullmatch(given) else uuid.uuid4().hex
         try:
@@ -68,7 +68,7 @@ class Front:
             logger.exception("request %s failed", request_id)
             reply = self.refuse(request, ApiError(500, "the server failed; see its log"))
         self._log(request, reply, request_id, time.perf_counter() - started)
-        return replace(reply, headers={**reply.headers, "x-request-id": request_id})
+        return reply
 
     def refuse(self, request: Request, error: ApiError) -> Reply:
         """The answer to a request that gets no further."""

@@ -19,6 +19,9 @@ from raybert.serve.http import Reply
 _CHARS_PER_TOKEN = 4  # before a text is tokenized it counts as so many characters a token
 _SPECIALS = 2
 _PATIENCE = 0.5  # share of the deadline that may be spent waiting
+_STEP_SECONDS = (
+    0.5  # of a step at most: so long does a short request wait for the model, and whoever asks for its health
+)
 
 logger = logging.getLogger("ray.serve")
 
@@ -93,10 +96,11 @@ class ServedModel:
     def __init__(self, name: str, engine: Engine, limits: Limits, metrics: Any) -> None:
         self.name, self.engine, self.limits, self.metrics = name, engine, limits, metrics
         self._texts = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
+        rate = engine.warm_up()
         self._batcher = Batcher(
             engine.run,
-            step_tokens=engine.step_tokens,
-            rate=engine.warm_up(),
+            step_tokens=min(engine.step_tokens, max(1, int(rate * _STEP_SECONDS))),
+            rate=rate,
             queue_tokens=limits.queue_tokens,
             patience=limits.deadline * _PATIENCE,
             on_step=self._told,

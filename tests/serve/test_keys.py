@@ -53,5 +53,5 @@ def test_a_file_that_vanishes_or_empties_lets_in_whom_it_did(tmp_path, at_once):
 
 @pytest.mark.parametrize("source", ["env:NOT_THERE", "/not/there"])
 def test_no_keys_are_refused(source):
-    with pytest.raises(ValueError, match="serve.keys_from"):
+    with pytest.raises(ValueError, match=r"serve\.keys_from"):
         Keys(source)
