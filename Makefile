@@ -14,7 +14,7 @@ demo: .venv/demo
 	$(BIN)/raybert search demo/vectors "how do I read a gzip file" k=5
 
 test: .venv/test
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow"
 
 test-slow: .venv/test
 	$(BIN)/python -m pytest -q -m slow
