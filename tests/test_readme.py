@@ -14,6 +14,7 @@ import pytest
 
 from raybert.__main__ import parse
 from tests.conftest import sentences
+from tests.serve.test_command import service
 
 REPO = Path(__file__).parent.parent
 README = (REPO / "README.md").read_text()
@@ -43,6 +44,7 @@ def test_the_readme_shows_every_verb():
         "verify",
         "vocabulary",
         "search",
+        "serve",
     }
 
 
@@ -86,6 +88,8 @@ def test_commands_and_python_run_as_they_stand(tmp_path, tiny):
         "model.hidden=256": "model.hidden=64",
     }
     for command in COMMANDS:
+        if command[0] == "serve":
+            continue  # below
         words = [filled.get(word, word) for word in command]
         if command[0] == "embed" and "dry_run=true" not in words:
             words.append("data.columns=package,kind")  # what the search below filters on
@@ -96,9 +100,26 @@ def test_commands_and_python_run_as_they_stand(tmp_path, tiny):
         out = run(sys.executable, "-m", "raybert", *words)
         assert out.strip()
     shutil.rmtree(tmp_path / "vectors")
-    (code,) = blocks("python")
+    code, _ = blocks("python")
     run(sys.executable, "-c", code)
     assert pq.read_table(tmp_path / "vectors/data").num_rows == 50
+
+
+@pytest.mark.slow
+def test_the_service_answers_as_the_readme_says(tmp_path, tiny):
+    """On another port, with another model of that name."""
+    model = shutil.copytree(tiny, tmp_path / "all-MiniLM-L6-v2")
+    (command,) = (words for words in COMMANDS if words[0] == "serve")
+    settings = [word.replace("sentence-transformers/all-MiniLM-L6-v2", str(model)) for word in command[1:]]
+    with service(*settings) as (url, _):
+        for line in re.findall(r"^curl .*", "\n".join(blocks("bash")), re.MULTILINE):
+            words = shlex.split(line.replace("http://127.0.0.1:8000", url))
+            out = subprocess.run([*words, "--silent", "--fail"], capture_output=True, text=True, check=True)
+            assert "[" in out.stdout
+        _, code = blocks("python")
+        code = code.replace("http://127.0.0.1:8000", url) + "\nprint(len(found.data))"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert done.stdout == "2\n", done.stderr
 
 
 @pytest.mark.slow

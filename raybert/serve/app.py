@@ -202,6 +202,6 @@ def _options(served: ServedModelSettings, deadline: float) -> dict[str, Any]:
         "policy": {"policy_function": "raybert.serve.scaling:by_load"},
         "upscale_delay_s": 5.0,
         "downscale_delay_s": 120.0,
-        "look_back_period_s": 10.0,
+        "look_back_period_s": 15.0,
     }
     return {**options, "autoscaling_config": scaling}
