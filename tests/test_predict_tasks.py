@@ -14,11 +14,13 @@ import yaml
 from tokenizers import Tokenizer
 from transformers import (
     AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
 )
 
 from raybert.config import load
+from raybert.config.pair_tasks import SelectionSettings
 from raybert.config.predicting import HeadTaskSettings, PredictConfig
 from raybert.config.tasks import AnswersSettings, EntitiesSettings, RelationsSettings
 from raybert.corpus.inspect_labels import label_problems
@@ -249,6 +251,33 @@ def test_relations_are_those_of_the_model_itself(tmp_path):
     assert rejected(outcome)[10] == "satz is null"
     assert "<e1> occurs 0 times" in rejected(outcome)[9]
     assert outcome.counts["truncated"] == 1
+
+
+# --- selection
+
+
+def test_responses_to_texts_and_to_turns_are_scored_as_by_the_model_itself(tmp_path):
+    model = tiny_task(tmp_path / "model", SelectionSettings(), ["LABEL_0"], seed=6)
+    record_head(Path(model), SelectionSettings(), labels=["LABEL_0"])
+    contexts, responses = ([" ".join(t.split()[1:6]) for t in sentences(6, seed=s)] for s in (6, 7))
+    plain = AutoModelForSequenceClassification.from_pretrained(model).eval()
+    tokenizer = AutoTokenizer.from_pretrained(model)
+
+    def naive(context, response):
+        with torch.no_grad():
+            return float(plain(**tokenizer(context, response, return_tensors="pt")).logits)
+
+    expected = [naive(*pair) for pair in zip(contexts, responses, strict=True)]
+    table = pa.table({"context": [*contexts, None], "response": [*responses, "fox"]})
+    outcome = one_shard(model, table)
+    assert outcome.data["score"].to_pylist() == pytest.approx(expected, abs=1e-5)
+    assert rejected(outcome) == {6: "context is null"}
+    turns = [json.dumps(context.split()) for context in contexts]  # as JSON lines bring lists
+    table = pa.table({"context": [*turns, "no list"], "response": [*responses, "fox"]})
+    outcome = one_shard(model, table)
+    expected = [naive(" [SEP] ".join(c.split()), r) for c, r in zip(contexts, responses, strict=True)]
+    assert outcome.data["score"].to_pylist() == pytest.approx(expected, abs=1e-5)
+    assert rejected(outcome) == {6: "context holds no strings"}
 
 
 # --- the content of files

@@ -38,7 +38,7 @@ class Encoder:
     `dtype` ("float32", "bfloat16", "float16": of computing), `device`, `prompts` (name -> text), `prompt` (prepended
     by default), `batch_tokens` (tokens in one forward pass), `kernels` (see `load`),
     `kernels_note` (why not faster ones, "" if they are), `tokenizer_json` (None where the tokenizer is Python),
-    `vocabulary_size` (token ids that the model knows).
+    `vocabulary_size` (token ids that the model knows), `hidden_size` (of the vector of a token).
     """
 
     @classmethod
@@ -90,7 +90,7 @@ class Encoder:
         model = loading.load_model(
             folder.transformer, self.dtype, self.device, trust_remote_code=trust_remote_code
         )
-        self._hidden_size = model.config.hidden_size
+        self.hidden_size = model.config.hidden_size
         self.vocabulary_size: int = model.config.vocab_size
         self.max_length = loading.pick_max_length(max_length, model, self._tokenizer, folder.max_seq_length)
         self.batch_tokens = batch_tokens or _BATCH_TOKENS[self.device.partition(":")[0]]
@@ -212,7 +212,7 @@ class Encoder:
             normalized=self.normalized,
             width=self.width,
             dimensions=self._dimensions,
-            hidden=self._hidden_size,
+            hidden=self.hidden_size,
             max_length=self.max_length,
             prompts=self.prompts,
             prompt=self.prompt,

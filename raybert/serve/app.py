@@ -19,7 +19,7 @@ from raybert.serve.front import Front
 from raybert.serve.http import Application, Reply
 from raybert.serve.keys import Keys
 from raybert.serve.loading import load_engine, threads_of
-from raybert.serve.model import Limits, ServedModel
+from raybert.serve.model import MAX_REQUESTS, Limits, ServedModel
 
 # Ray Serve replaces a replica after three checks without an answer: one that is stuck, within half a minute
 _HEALTH_SECONDS = 8.0
@@ -168,7 +168,7 @@ def build(config: ServeConfig) -> serve.Application:
         for name, one in served.items()
     }
     router = serve.deployment(serve.ingress()(_Router)).options(
-        name="router", max_ongoing_requests=100_000, ray_actor_options={"num_cpus": 0}
+        name="router", max_ongoing_requests=MAX_REQUESTS, ray_actor_options={"num_cpus": 0}
     )
     return router.bind(settings, **models)
 
@@ -183,7 +183,7 @@ def _options(served: ServedModelSettings, deadline: float) -> dict[str, Any]:
     count, gpus = served.workers.count, served.workers.gpus
     low, high = count if isinstance(count, list) else (1, 1) if count == "auto" else (count, count)
     options: dict[str, Any] = {
-        "max_ongoing_requests": 100_000,
+        "max_ongoing_requests": MAX_REQUESTS,
         "health_check_period_s": _PERIOD_SECONDS,
         "health_check_timeout_s": _HEALTH_SECONDS,
         "graceful_shutdown_wait_loop_s": 1.0,

@@ -1,39 +1,47 @@
 """The encoder of a replica: texts to token ids in one thread, ids to vectors in another."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
 from raybert.encoder.encoder import Encoder
-from raybert.encoder.tokenizing import Tokenized
+from raybert.encoder.tokenizing import TextTokenizer, Tokenized
 from raybert.serve import openai, tei
 from raybert.serve.batcher import Part
-from raybert.serve.errors import invalid
+from raybert.serve.errors import ApiError, invalid
+from raybert.serve.tokens import Tokens
+from raybert.tasks.bi_encoder import DOCUMENT_PROMPTS
 
+_MOST_NUMBERS = 2**24  # in an answer with a vector for every token
 _LEAST_TOKENS = 64  # that a thread of the CPU is given of its own
 _WARM_UP_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
 class Way:
-    """How a text becomes what is asked for: the prompt before it, and whether all its tokens are wanted."""
+    """How a text becomes what is asked for: the prompt before it, whether all its tokens are wanted, and whether one that is
+    too long loses its beginning."""
 
     prompt: str
     every_token: bool = False
+    cut_left: bool = False
 
 
 class EncoderEngine:
     """What a `Batcher` runs for an encoder. A row's result is float32 [width], neither cut nor normalised, or with
     `Way.every_token` float32 [tokens, hidden]."""
 
-    routes: ClassVar = {**openai.ROUTES, **tei.ROUTES}
+    routes: ClassVar = {**openai.ROUTES, **tei.ENCODER_ROUTES}
+    windows = False
 
     def __init__(self, encoder: Encoder, threads: int) -> None:
         self.encoder = encoder
         self.max_length = encoder.max_length
+        self.tokens = Tokens(encoder.tokenizer_json, encoder.name)
+        self._cutting_left: dict[str, TextTokenizer] = {}
         self._threads = threads if encoder.device == "cpu" else 1
 
     @property
@@ -58,17 +66,42 @@ class EncoderEngine:
             "kernels": encoder.kernels,
         }
 
-    def way(self, prompt_name: str | None, prompt: str | None = None, *, every_token: bool = False) -> Way:
-        """Raises ApiError 400 for a prompt that the model does not have."""
-        if prompt is None and prompt_name is not None:
-            if prompt_name not in self.encoder.prompts:
-                known = ", ".join(sorted(self.encoder.prompts)) or "none"
+    @property
+    def prompts(self) -> Mapping[str, str]:
+        """Of the model, by name."""
+        return self.encoder.prompts
+
+    @property
+    def document_prompt(self) -> str | None:
+        """The name of the prompt that the model has for documents; None for none."""
+        return next((name for name in DOCUMENT_PROMPTS if name in self.prompts), None)
+
+    def way(self, prompt_name: str | None, *, every_token: bool = False, side: str | None = None) -> Way:
+        """`side` "left" cuts the beginning of a text that is too long; None cuts what the model's tokenizer cuts.
+
+        Raises ApiError 400 for a prompt that the model does not have.
+        """
+        prompt = self.encoder.prompt
+        if prompt_name is not None:
+            if prompt_name not in self.prompts:
+                known = ", ".join(sorted(self.prompts)) or "none"
                 raise invalid(
-                    f"prompt_name {prompt_name!r} is not a prompt of the model; it has: {known}",
+                    f"prompt_name {prompt_name[:100]!r} is not a prompt of the model; it has: {known}",
                     "prompt_name",
                 )
-            prompt = self.encoder.prompts[prompt_name]
-        return Way(self.encoder.prompt if prompt is None else prompt, every_token)
+            prompt = self.prompts[prompt_name]
+        left = side is not None and side.lower() == "left"
+        if left and self.encoder.tokenizer_json is None:
+            raise invalid(
+                "truncation_direction: the tokenizer of this model cuts the end only", "truncation_direction"
+            )
+        return Way(prompt, every_token, left)
+
+    def check_dimensions(self, dimensions: int | None) -> None:
+        """Raise ApiError 400 for more than the vectors have."""
+        most = self.encoder.dimension
+        if dimensions is not None and dimensions > most:
+            raise invalid(f"dimensions is {dimensions}; the model has {most}", "dimensions")
 
     def probe(self) -> tuple[list[str], Way]:
         """See `raybert.serve.model.Engine`."""
@@ -82,7 +115,27 @@ class EncoderEngine:
         """Token ids of texts, cut to the longest length; lists of token ids are taken as they are."""
         if texts and not isinstance(texts[0], str):
             return openai.as_tokenized(texts)
-        return self.encoder.tokenizer(prompt=way.prompt)(texts)
+        made = self._tokenizer(way)(texts)
+        if way.every_token and len(made.values) * self.encoder.hidden_size > _MOST_NUMBERS:
+            most = _MOST_NUMBERS // self.encoder.hidden_size
+            raise ApiError(
+                413,
+                f"inputs have {len(made.values)} tokens; a vector for each is answered for {most} at a time",
+                "inputs",
+            )
+        return made
+
+    def _tokenizer(self, way: Way) -> Any:
+        if not way.cut_left:
+            return self.encoder.tokenizer(prompt=way.prompt)
+        if way.prompt not in self._cutting_left:
+            self._cutting_left[way.prompt] = TextTokenizer(
+                self.encoder.tokenizer_json or "",
+                max_length=self.max_length,
+                prompt=way.prompt,
+                truncation_side="left",
+            )
+        return self._cutting_left[way.prompt]
 
     def run(self, way: Way, parts: Sequence[Part]) -> list[Sequence[Any]]:
         """See `raybert.serve.batcher.Run`."""

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from raybert.serve import page
 from raybert.serve.calls import Call, as_json, error_reply, read_json
 from raybert.serve.errors import ApiError
-from raybert.serve.http import Reply, Request
+from raybert.serve.http import Reply, Request, shown
 from raybert.serve.keys import Keys
 from raybert.serve.openapi import document
 from raybert.serve.routes import ROUTES
@@ -21,7 +21,6 @@ _CHECK_SECONDS = 5.0  # in which a model must answer, to be healthy
 _CACHE_SECONDS = 1.0
 _OPEN = ("/", "/health", "/openapi.json")
 _ID = re.compile(r"[\x21-\x7e]{1,128}")
-_MODEL_PATH = re.compile(r"/models/([^/]+(?:/[^/]+)?)(/.*)?")
 
 logger = logging.getLogger("ray.serve")
 
@@ -81,9 +80,8 @@ class Front:
             return page.file(path)
         if self._keys and not (reading and path in _OPEN):
             self._keys.check(request.headers.get("authorization"))
-        named = _MODEL_PATH.fullmatch(path)
-        name, inner = (named[1], named[2] or "/") if named else (None, path)
-        if not named and inner.startswith("/v1/models"):
+        name, inner = self._split(path)
+        if name is None and inner.startswith("/v1/models"):
             _allow(request, "GET", "HEAD")
             return self._list(inner.removeprefix("/v1/models").lstrip("/"))
         if inner in ("/health", "/info", "/openapi.json"):
@@ -100,6 +98,15 @@ class Front:
         backend, prompt_name = self._pick(asked if isinstance(asked, str) else None)
         bulk = request.headers.get("x-priority", "").lower() == "bulk"
         return await backend.respond(Call(path, data, request_id, bulk, prompt_name))
+
+    def _split(self, path: str) -> tuple[str | None, str]:
+        """/models/NAME/embed as NAME and /embed; NAME may have a slash and a prompt behind a colon."""
+        if not path.startswith("/models/"):
+            return None, path
+        parts = path.removeprefix("/models/").split("/")
+        two = "/".join([parts[0], *(part.partition(":")[0] for part in parts[1:2])])
+        count = 2 if two in self._models else 1
+        return "/".join(parts[:count]), "/" + "/".join(parts[count:])
 
     def _pick(self, asked: str | None) -> tuple[Backend, str | None]:
         """The model of a name, and the prompt behind a colon."""
@@ -156,7 +163,7 @@ class Front:
         logger.info(
             "%s %s %d",
             request.method,
-            request.path[:200].encode("ascii", "backslashreplace").decode(),
+            shown(request.path),
             reply.status,
             extra={
                 "request": request_id,
@@ -171,15 +178,14 @@ class Front:
 
 def dialect_of(path: str) -> str:
     """In which words an error on this path is told."""
-    route = ROUTES.get(path)
-    return route.dialect if route else "openai" if path.startswith("/v1") else "tei"
+    return "openai" if path.startswith("/v1") or "/v1/" in path else "tei"
 
 
 def _allow(request: Request, *methods: str) -> None:
     if request.method not in methods:
         raise ApiError(
             405,
-            f"{request.path[:100]} takes {methods[0]}, not {request.method}",
+            f"{shown(request.path)} takes {methods[0]}, not {request.method}",
             code="method_not_allowed",
             headers={"allow": ", ".join(methods)},
         )
@@ -188,7 +194,7 @@ def _allow(request: Request, *methods: str) -> None:
 def _no_route(path: str) -> ApiError:
     near = get_close_matches(path, [*ROUTES, "/v1/models", "/health", "/info"], 1, 0.5)
     hint = f"; did you mean {near[0]}?" if near else "; /openapi.json tells what there is"
-    return ApiError(404, f"there is no {path[:100]}{hint}", code="not_found")
+    return ApiError(404, f"there is no {shown(path)}{hint}", code="not_found")
 
 
 async def _wrong_with(backend: Backend) -> str | None:

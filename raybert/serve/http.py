@@ -30,6 +30,11 @@ class Reply:
     media_type: str = "application/json"
 
 
+def shown(path: str) -> str:
+    """A path as messages and logs show it: not all of it, and ASCII in one line."""
+    return ascii(path[:100])[1:-1]
+
+
 Responder = Callable[[Request], Awaitable[Reply]]
 _Message = MutableMapping[str, Any]
 

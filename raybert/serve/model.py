@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -23,7 +23,18 @@ _STEP_SECONDS = (
     0.5  # of a step at most: so long does a short request wait for the model, and whoever asks for its health
 )
 
+MAX_REQUESTS = 100_000
+"""That a replica takes at once: what waits is bounded in tokens."""
+
 logger = logging.getLogger("ray.serve")
+
+
+class Unusable(ValueError):
+    """The input at `place` cannot be used, for a `reason` that follows its name."""
+
+    def __init__(self, place: int, reason: str) -> None:
+        super().__init__(place, reason)
+        self.place, self.reason = place, reason
 
 
 class Engine(Protocol):
@@ -31,6 +42,8 @@ class Engine(Protocol):
 
     run: Run
     max_length: int
+    windows: bool
+    """Whether a longer input is computed in several rows; else it is one row, and cut or refused."""
     step_tokens: int
     routes: Mapping[str, Route]
     """What it answers, by path."""
@@ -39,7 +52,7 @@ class Engine(Protocol):
         """What TEI's /info tells."""
 
     def tokenize(self, inputs: Sequence[Any], way: Any) -> Payload:
-        """Rows to run, with `truncated` bool [n]."""
+        """Rows to run, with `truncated` bool [inputs]. Raises `Unusable`, or ApiError."""
 
     def computed_tokens(self, lengths: np.ndarray) -> int:
         """Tokens that go through the model for rows of these lengths, padding included."""
@@ -63,10 +76,10 @@ class Limits:
 
 @dataclass(frozen=True)
 class Found:
-    """What a model said of the inputs of a request, and what it cost: seconds in each phase, tokens of every input."""
+    """What a model said of the rows of a request, and what it cost: seconds in each phase, tokens of every row."""
 
     rows: list[Any]
-    lengths: np.ndarray
+    payload: Any
     tokenize: float
     queue: float
     compute: float
@@ -74,7 +87,7 @@ class Found:
     @property
     def tokens(self) -> int:
         """Of all inputs."""
-        return int(self.lengths.sum())
+        return int(self.payload.lengths.sum())
 
     @property
     def headers(self) -> dict[str, str]:
@@ -105,6 +118,8 @@ class ServedModel:
             patience=limits.deadline * _PATIENCE,
             on_step=self._told,
         )
+        inputs, way = engine.probe()
+        self._probe = engine.tokenize(inputs, way), way
 
     @property
     def waiting_seconds(self) -> float:
@@ -117,14 +132,25 @@ class ServedModel:
         return self._batcher.seconds
 
     async def info(self) -> dict[str, Any]:
-        """What TEI's /info tells."""
-        return {"served_name": self.name, "version": __version__, **self.engine.info()}
+        """What TEI's /info tells, its keys that mean nothing here included: clients look for them."""
+        router = {
+            "max_concurrent_requests": MAX_REQUESTS,
+            "max_batch_requests": None,
+            "max_client_batch_size": self.limits.max_inputs,
+            "auto_truncate": self.limits.truncate,
+            "tokenization_workers": 1,
+            "sha": None,
+            "docker_label": None,
+        }
+        return {"served_name": self.name, "version": __version__, **router, **self.engine.info()}
 
     async def respond(self, call: Call) -> Reply:
         """Raises nothing: what goes wrong is an answer, too."""
         route = self.engine.routes.get(call.path)
         if route is None:
-            error = ApiError(404, f"model {self.name} does not answer {call.path}", code="not_found")
+            known = ", ".join(path for path in self.engine.routes if path != "/")
+            what = f"model {self.name} does not answer {call.path}, but {known}"
+            error = ApiError(404, what, code="not_found")
             return error_reply(error, "openai" if call.path.startswith("/v1/") else "tei")
         try:
             async with asyncio.timeout(self.limits.deadline):
@@ -150,12 +176,37 @@ class ServedModel:
         call: Call,
         truncate: bool | None = None,
         field: str = "input",
+        name: Callable[[int], str] | None = None,
     ) -> Found:
         """What the model says of the inputs, which are texts or what the engine takes for one.
 
-        Raises ApiError: too many inputs, one that is too long (unless `truncate`), too much waiting, or an output that is
-        not finite; inputs are named `field`[number].
+        Raises ApiError: too many inputs, one that cannot be used or is too long (unless `truncate`), too much waiting, or
+        an output that is not finite. Inputs are named by `name`, else `field`[number].
         """
+        name = name or (lambda place: f"{field}[{place}]" if len(inputs) > 1 else field)
+        self.check_count(inputs, field)
+        self._batcher.admit(self._estimate(inputs), bulk=call.bulk)
+        start = time.perf_counter()
+        try:
+            payload: Any = await self.in_tokenizer(self.engine.tokenize, inputs, way)
+        except Unusable as wrong:
+            raise invalid(f"{name(wrong.place)} {wrong.reason}", field) from None
+        tokenized = time.perf_counter()
+        cut = self.limits.truncate if truncate is None else truncate
+        if not cut and payload.truncated.any():
+            self._refuse_long(name(int(np.flatnonzero(payload.truncated)[0])), field)
+        rows, waited = await self._batcher(payload, way, bulk=call.bulk)
+        seconds = time.perf_counter() - tokenized - waited
+        for place, row in enumerate(rows):
+            if isinstance(row, np.ndarray) and not np.isfinite(row.sum()):
+                which = name(place) if len(rows) == len(inputs) else field
+                raise ApiError(500, f"the model's output for {which} is not finite")
+        found = Found(rows, payload, tokenized - start, waited, seconds)
+        self.metrics.request(found, call.bulk)
+        return found
+
+    def check_count(self, inputs: Sequence[Any], field: str) -> None:
+        """Raise ApiError 413 for more inputs than a request may have."""
         if len(inputs) > self.limits.max_inputs:
             raise ApiError(
                 413,
@@ -163,27 +214,14 @@ class ServedModel:
                 field,
                 "too_many_inputs",
             )
-        self._batcher.admit(self._estimate(inputs), bulk=call.bulk)
-        loop = asyncio.get_running_loop()
-        start = time.perf_counter()
-        payload: Any = await loop.run_in_executor(self._texts, self.engine.tokenize, inputs, way)
-        tokenized = time.perf_counter()
-        cut = self.limits.truncate if truncate is None else truncate
-        if not cut and payload.truncated.any():
-            self._refuse_long(payload, field, len(inputs))
-        rows, waited = await self._batcher(payload, way, bulk=call.bulk)
-        seconds = time.perf_counter() - tokenized - waited
-        for place, row in enumerate(rows):
-            if isinstance(row, np.ndarray) and not np.isfinite(row.sum()):
-                raise ApiError(500, f"the model's output for {field}[{place}] is not finite")
-        found = Found(rows, payload.lengths, tokenized - start, waited, seconds)
-        self.metrics.request(found, call.bulk)
-        return found
+
+    async def in_tokenizer(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """What a function returns, called in the thread that tokenizes."""
+        return await asyncio.get_running_loop().run_in_executor(self._texts, function, *arguments)
 
     async def check(self, deadline: float) -> None:
         """Run the model on its shortest input, before all that waits. Raises TimeoutError, or what the model raises."""
-        inputs, way = self.engine.probe()
-        payload = self.engine.tokenize(inputs, way)
+        payload, way = self._probe
         async with asyncio.timeout(deadline):
             await self._batcher(payload, way, first=True)
 
@@ -197,12 +235,10 @@ class ServedModel:
         self.metrics.queue(self._batcher.waiting)
 
     def _estimate(self, inputs: Sequence[Any]) -> int:
-        longest = self.engine.max_length
-        return sum(min(longest, _chars(each) // _CHARS_PER_TOKEN + _SPECIALS) for each in inputs)
+        tokens = [_tokens(each) for each in inputs]
+        return sum(tokens) if self.engine.windows else sum(min(self.engine.max_length, n) for n in tokens)
 
-    def _refuse_long(self, payload: Any, field: str, count: int) -> None:
-        place = int(np.flatnonzero(payload.truncated)[0])
-        which = f"{field}[{place}]" if count > 1 else field
+    def _refuse_long(self, which: str, field: str) -> None:
         raise invalid(
             f"{which} has more than {self.engine.max_length} tokens; shorten it, or set truncate to true",
             field,
@@ -210,5 +246,8 @@ class ServedModel:
         )
 
 
-def _chars(value: Any) -> int:
-    return len(value) if isinstance(value, str) else sum(map(len, value))
+def _tokens(value: Any) -> int:
+    """About how many a text, a pair of texts or a list of token ids has."""
+    if isinstance(value, str):
+        return len(value) // _CHARS_PER_TOKEN + _SPECIALS
+    return sum(map(_tokens, value)) if value and isinstance(value[0], str) else len(value)

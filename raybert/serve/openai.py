@@ -10,16 +10,15 @@ from raybert.encoder.tokenizing import Tokenized
 from raybert.serve.calls import Body, Call, Route, as_json
 from raybert.serve.errors import ApiError, invalid
 from raybert.serve.http import Reply
+from raybert.serve.texts import TextsOrIds
 
 
 class EmbeddingsRequest(Body):
     """POST /v1/embeddings."""
 
-    input: str | list[str] | list[int] | list[list[int]] = Field(
-        description="a text or several; token ids only with `tokenizer`"
-    )
+    input: TextsOrIds = Field(description="a text or several; token ids only with `tokenizer`")
     model: str = Field(description="a name of /v1/models, or NAME:PROMPT")
-    encoding_format: Literal["float", "base64"] = Field(
+    encoding_format: Literal["float", "base64"] | None = Field(
         "float", description="base64: of little-endian float32"
     )
     dimensions: int | None = Field(None, ge=1, description="the first so many numbers, at length 1 again")
@@ -59,9 +58,7 @@ class EmbeddingsResponse(BaseModel):
 async def embeddings(model: Any, request: EmbeddingsRequest, call: Call) -> Reply:
     """Vectors of texts, or of token ids that are the model's own."""
     engine = model.engine
-    if request.dimensions is not None and request.dimensions > engine.encoder.dimension:
-        most = engine.encoder.dimension
-        raise invalid(f"dimensions is {request.dimensions}; {model.name} has {most}", "dimensions")
+    engine.check_dimensions(request.dimensions)
     way = engine.way(request.prompt_name or call.prompt_name)
     inputs = [request.input] if isinstance(request.input, str) else request.input
     if not inputs:
@@ -86,8 +83,8 @@ ROUTES = {
 }
 
 
-def _written(vectors: np.ndarray, encoding_format: str) -> Any:
-    if encoding_format == "float":
+def _written(vectors: np.ndarray, encoding_format: str | None) -> Any:
+    if encoding_format != "base64":
         return vectors
     return [base64.b64encode(vector.astype("<f4").tobytes()).decode() for vector in vectors]
 

@@ -4,7 +4,7 @@ from functools import cache
 from importlib.resources import files
 
 from raybert.serve.errors import ApiError
-from raybert.serve.http import Reply
+from raybert.serve.http import Reply, shown
 
 _TYPES = {"html": "text/html; charset=utf-8", "css": "text/css; charset=utf-8"}
 _TYPES |= {"js": "text/javascript; charset=utf-8", "svg": "image/svg+xml"}
@@ -20,7 +20,7 @@ def file(path: str) -> Reply:
     name = "index.html" if path == "/" else path.removeprefix("/page/")
     content = _files().get(name)
     if content is None:
-        raise ApiError(404, f"there is no {path[:100]}", code="not_found")
+        raise ApiError(404, f"there is no {shown(path)}", code="not_found")
     headers = {
         **{"content-security-policy": _POLICY, "x-content-type-options": "nosniff"},
         **{"referrer-policy": "no-referrer", "cache-control": "no-cache"},

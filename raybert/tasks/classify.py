@@ -119,18 +119,24 @@ def decode(
     regression: {value}.
     """
     del examples
-    logits = outputs["logits"]
+    scores = scores_of(outputs["logits"], settings)
     if settings.kind == "regression":
-        return [{"value": float(value)} for value in logits[:, 0]]
+        return [{"value": float(value)} for value in scores[:, 0]]
     if settings.kind == "single":
-        scores = _softmax(logits)
         return [{"label": labels[row.argmax()], "score": float(row.max())} for row in scores]
-    scores = 1 / (1 + np.exp(-logits.astype(np.float64)))
     above = [np.flatnonzero(row > 0.5) for row in scores]
     return [
         {"labels": [labels[i] for i in places], "scores": [float(row[i]) for i in places]}
         for row, places in zip(scores, above, strict=True)
     ]
+
+
+def scores_of(logits: np.ndarray, settings: ClassificationSettings) -> np.ndarray:
+    """[n, labels] of logits: probabilities, by softmax of one label a row and by sigmoid of many; the logits themselves of
+    a regression."""
+    if settings.kind == "regression":
+        return logits
+    return _softmax(logits) if settings.kind == "single" else 1 / (1 + np.exp(-logits.astype(np.float64)))
 
 
 def shown_rows(

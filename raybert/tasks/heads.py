@@ -87,6 +87,14 @@ def read_head(shape: Mapping[str, Any], where: str, asked: HeadTaskSettings | No
     return Head(task, settings, labels, recorded.get("max_length"))
 
 
+def task_of(shape: Mapping[str, Any], where: str) -> str | None:
+    """The task that a config.json says its model is for; None for an encoder without a head.
+
+    Raises ValueError for a task that this raybert does not know.
+    """
+    return _recorded(shape, where).get("task") or _by_architecture(shape)
+
+
 def record_head(
     folder: Path, settings: Any, *, max_length: int | None = None, labels: Sequence[str] = ()
 ) -> None:
@@ -146,12 +154,7 @@ def _recorded(shape: Mapping[str, Any], where: str) -> Mapping[str, Any]:
 
 def _task(shape: Mapping[str, Any], where: str, asked: str, recorded: str | None) -> str:
     architectures = shape.get("architectures") or []
-    known = [
-        task for end, task in _BY_ARCHITECTURE.items() if any(name.endswith(end) for name in architectures)
-    ]
-    found = recorded or (known[0] if known else None)
-    if found is None and "relation_markers" in shape:
-        found = "relations"
+    found = recorded or _by_architecture(shape)
     is_a = f"is a {architectures[0]}" if architectures else "names no architecture"
     if asked != "auto" and asked != found and (found or asked in _NEED_A_HEAD):
         what = f"is a model for task.name={found}" if found else f"has no head: its config.json {is_a}"
@@ -164,6 +167,14 @@ def _task(shape: Mapping[str, Any], where: str, asked: str, recorded: str | None
         f"model.name={where}: its config.json {is_a}; a model with a head for a task is needed, as raybert finetune makes "
         f"(for a model without a head: task.name={' or '.join(sorted(TASKS.keys() - set(_NEED_A_HEAD))) or '...'})"
     )
+
+
+def _by_architecture(shape: Mapping[str, Any]) -> str | None:
+    architectures = shape.get("architectures") or []
+    for end, task in _BY_ARCHITECTURE.items():
+        if any(name.endswith(end) for name in architectures):
+            return task
+    return "relations" if "relation_markers" in shape else None
 
 
 def _kind(shape: Mapping[str, Any], labels: Sequence[str]) -> str:

@@ -65,6 +65,8 @@ class DataSide(Protocol):
     tables by the settings that name them. `GROUPS` says what becomes of the sequences of a row in training (see
     `raybert.train.example_stream.ExampleStream`).
 
+    `texts_too(settings)` names columns among `nested` that may hold texts instead.
+
     A task without `columns` and `nested` has the columns that the group `data` names: `text`, `text_pair`, `label`.
     """
 

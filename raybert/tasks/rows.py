@@ -70,13 +70,19 @@ def rows_to_predict(
         values = columns[name] = table[name]
         if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
             continue
-        if name in side.nested(settings):
+        texts_too = hasattr(side, "texts_too") and name in side.texts_too(settings)
+        if name in side.nested(settings) and not (texts_too and _are_texts(values)):
             columns[name] = _unfolded(name, values, reasons)
         else:
             long = pc.fill_null(pc.greater(pc.utf8_length(values), data.max_chars), False)
             for row in np.flatnonzero(long.to_numpy()):
                 reasons[row] = reasons[row] or f"longer than data.max_chars={data.max_chars}"
     return pa.table(columns), reasons
+
+
+def _are_texts(values: pa.ChunkedArray) -> bool:
+    """Whether none is a list that JSON lines bring as text."""
+    return not any(value is not None and value.lstrip()[:1] == "[" for value in values.to_pylist())
 
 
 def _unfolded(name: str, values: pa.ChunkedArray, reasons: np.ndarray) -> pa.Array:

@@ -35,6 +35,11 @@ def nested(settings: SelectionSettings) -> list[str]:
     return [settings.context, *([settings.candidates] if settings.candidates else [])]
 
 
+def texts_too(settings: SelectionSettings) -> list[str]:
+    """Those that may hold texts instead."""
+    return [settings.context]
+
+
 def main_figure(settings: SelectionSettings) -> str:
     """The figure by which models are compared; more of it is better."""
     del settings
