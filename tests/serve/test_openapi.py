@@ -1,0 +1,87 @@
+"""The OpenAPI document, and what the service does with requests made from it: such as fit, and such as do not."""
+
+from collections import Counter
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from schemathesis.generation import GenerationMode
+from schemathesis.specs.openapi.checks import positive_data_acceptance
+
+from raybert.serve.app import application
+from raybert.serve.openapi import document
+from raybert.serve.routes import ROUTES
+from tests.heads import tiny_head
+from tests.serve.services import ask, load_model, serve_settings
+
+EXAMPLES = 20
+# what a document cannot say: texts of white space are refused, and token ids of nobody knows whose tokenizer
+UNSAID = [positive_data_acceptance]
+
+
+@pytest.fixture(scope="module")
+def reranker_app(tmp_path_factory):
+    folder = tiny_head(tmp_path_factory.mktemp("head") / "model", ["LABEL_0"], problem=None)
+    model = load_model(folder)
+    yield application({"tiny": model}, serve_settings())
+    model.close()
+
+
+def test_the_document_has_every_path_and_every_reference(encoder_app):
+    made = ask(encoder_app, "GET", "/openapi.json").json()
+    assert made == document(ROUTES)
+    reading = {path for path, item in made["paths"].items() if "get" in item}
+    assert reading == {"/v1/models", "/v1/models/{model}", "/info", "/health"}
+    assert {path for path, item in made["paths"].items() if "post" in item} == set(ROUTES)
+    schemas = made["components"]["schemas"]
+    assert {"EmbeddingsRequest", "EmbedRequest", "PredictRequest", "OpenAIError", "TEIError"} <= schemas.keys()
+    found = [text.partition('"')[0] for text in str(made).replace("'", '"').split("#/components/schemas/")[1:]]
+    assert set(found) <= schemas.keys()
+
+
+def fuzz(app, mode, paths):
+    """Statuses of the answers by path. Every answer fits the document: no 5xx, no status or body that it does not name."""
+    api = schemathesis.openapi.from_asgi("/openapi.json", app)
+    seen = Counter()
+    for result in api.get_all_operations():
+        operation = result.ok()
+        if operation.path not in paths:
+            continue
+
+        @settings(
+            max_examples=EXAMPLES,
+            derandomize=True,
+            deadline=None,
+            database=None,
+            phases=[Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(case=operation.as_strategy(mode))
+        def one(case, path=operation.path):
+            if mode == GenerationMode.POSITIVE and isinstance(case.body, dict):
+                case.body["model"] = "tiny"  # which no document can know
+            reply = case.call()
+            case.validate_response(reply, excluded_checks=UNSAID)
+            seen[path, reply.status_code] += 1
+
+        one()
+    return seen
+
+
+@pytest.mark.parametrize("mode", list(GenerationMode))
+def test_an_encoder_answers_every_request_as_the_document_says(encoder_app, mode):
+    paths = {*ROUTES, "/v1/models/{model}", "/v1/models", "/info", "/health"} - {"/predict"}
+    seen = fuzz(encoder_app, mode, paths)
+    if mode == GenerationMode.POSITIVE:
+        answered = {path for path, status in seen if status == 200}
+        assert answered >= paths - {"/", "/v1/models/{model}", "/v1/embeddings"}
+    else:
+        assert not {path for path, status in seen if status == 200} & {*ROUTES}
+        assert sum(seen.values()) >= EXAMPLES * len(ROUTES) / 2
+
+
+@pytest.mark.parametrize("mode", list(GenerationMode))
+def test_a_model_with_a_head_answers_as_the_document_says(reranker_app, mode):
+    seen = fuzz(reranker_app, mode, {"/predict", "/rerank", "/"})
+    if mode == GenerationMode.POSITIVE:
+        assert {path for path, status in seen if status == 200} >= {"/predict", "/rerank"}
