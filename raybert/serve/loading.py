@@ -43,7 +43,9 @@ def _head_task(served: ServedModelSettings) -> str | None:
     try:
         shape = json.loads((folder.transformer / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(f"model.name: {folder.transformer / 'config.json'} cannot be read: {error}") from error
+        raise ValueError(
+            f"model.name: {folder.transformer / 'config.json'} cannot be read: {error}"
+        ) from error
     task = task_of(shape, model.name)
     if task is None or task in _VECTORS or folder.pooling is not None:
         return None
@@ -91,6 +93,4 @@ def _load_head(served: ServedModelSettings) -> Any:
         batch_tokens=batch_tokens,
         threads=threads_of(served),
     )
-    return HeadEngine(
-        model.name, folder, predictor, device=device, dtype=dtype, batch_tokens=batch_tokens
-    )
+    return HeadEngine(model.name, folder, predictor, device=device, dtype=dtype, batch_tokens=batch_tokens)

@@ -14,14 +14,14 @@ class RerankRequest(Body):
 
     query: str
     texts: TextList
-    truncate: bool | None = Field(
-        None, description="cut texts that are too long, instead of refusing them"
-    )
+    truncate: bool | None = Field(None, description="cut texts that are too long, instead of refusing them")
     truncation_direction: Literal["left", "right", "Left", "Right"] | None = Field(
-        None, description="what is cut; default: as the model's tokenizer does; a model with a head cuts the end"
+        None,
+        description="what is cut; default: as the model's tokenizer does; a model with a head cuts the end",
     )
     raw_scores: bool = Field(
-        False, description="the outputs of the model, not their sigmoid; an encoder answers cosines either way"
+        False,
+        description="the outputs of the model, not their sigmoid; an encoder answers cosines either way",
     )
     return_text: bool = Field(False, description="with the texts")
 

@@ -114,7 +114,9 @@ def _inputs_of(request: PredictRequest, *, pairs: bool) -> tuple[list[Any], bool
     several = not isinstance(given[0], str)
     rows = given if several else [given]
     if len(rows[0]) > 2:
-        raise invalid("inputs: [text, text] is a pair; write several texts as [[text], [text], ...]", "inputs")
+        raise invalid(
+            "inputs: [text, text] is a pair; write several texts as [[text], [text], ...]", "inputs"
+        )
     for place, row in enumerate(rows):
         texts_of(row, f"inputs[{place}]" if several else "inputs")
         if len(row) != len(rows[0]):
@@ -126,7 +128,9 @@ def _inputs_of(request: PredictRequest, *, pairs: bool) -> tuple[list[Any], bool
 
 def _refuse_left(side: str | None) -> None:
     if side is not None and side.lower() == "left":
-        raise invalid("truncation_direction: a model with a head cuts the end of a text", "truncation_direction")
+        raise invalid(
+            "truncation_direction: a model with a head cuts the end of a text", "truncation_direction"
+        )
 
 
 def _labels(scores: np.ndarray, labels: Sequence[str], top: int | None) -> list[dict[str, Any]]:
@@ -149,4 +153,6 @@ def _entities(row: dict[str, Any], given: PredictParameters) -> list[dict[str, A
 
 
 PREDICT = {"/predict": Route("tei", PredictRequest, predict, "Labels or entities of texts", PredictResponse)}
-RERANK = {"/rerank": Route("tei", RerankRequest, rerank, "Texts by how well they fit a query", RerankResponse)}
+RERANK = {
+    "/rerank": Route("tei", RerankRequest, rerank, "Texts by how well they fit a query", RerankResponse)
+}

@@ -134,7 +134,9 @@ def _cosines(vectors: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 ROUTES = {
     "/embed": Route("tei", EmbedRequest, embed, "Vectors of texts", EmbedResponse),
-    "/embed_all": Route("tei", EmbedAllRequest, embed_all, "Vectors of the tokens of texts", EmbedAllResponse),
+    "/embed_all": Route(
+        "tei", EmbedAllRequest, embed_all, "Vectors of the tokens of texts", EmbedAllResponse
+    ),
     "/similarity": Route(
         "tei", SimilarityRequest, similarity, "Cosines of one text and others", SimilarityResponse
     ),

@@ -5,7 +5,14 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
-_KINDS = {bool: "a boolean", int: "a number", float: "a number", str: "a text", list: "a list", dict: "an object"}
+_KINDS = {
+    bool: "a boolean",
+    int: "a number",
+    float: "a number",
+    str: "a text",
+    list: "a list",
+    dict: "an object",
+}
 
 
 def kind_of(value: Any) -> str:

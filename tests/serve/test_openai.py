@@ -63,13 +63,28 @@ def test_dimensions_are_cut_and_normalised_again(encoder_app, encoder_model):
     )
 
 
+def test_a_model_that_does_not_normalise_does_where_dimensions_are_cut(prompted):
+    model = load_model(prompted, **{"model.normalize": False})
+    app = application({"tiny": model}, serve_settings())
+    whole = model.engine.encoder.encode(TEXTS)
+    assert np.abs(np.linalg.norm(whole, axis=1) - 1).min() > 0.1
+    np.testing.assert_allclose(vectors(answer(app, input=TEXTS)), whole, atol=1e-5)
+    cut = whole[:, :5] / np.linalg.norm(whole[:, :5], axis=1, keepdims=True)
+    np.testing.assert_allclose(vectors(answer(app, input=TEXTS, dimensions=5)), cut, atol=1e-5)
+    model.close()
+
+
 def test_prompts_by_a_field_and_by_the_name_of_the_model(encoder_app, encoder_model):
     expected = encoder_model.engine.encoder.encode(TEXTS, prompt_name="document")
     for body in ({"prompt_name": "document"}, {"model": "tiny:document"}):
         found = answer(encoder_app, input=TEXTS, **body)
         np.testing.assert_allclose(vectors(found), expected, atol=1e-5)
     assert found["model"] == "tiny:document"
-    assert error(encoder_app, input="fox", model="tiny:x")[:3] == (400, "invalid_request_error", "prompt_name")
+    assert error(encoder_app, input="fox", model="tiny:x")[:3] == (
+        400,
+        "invalid_request_error",
+        "prompt_name",
+    )
 
 
 def test_token_ids_only_of_the_models_own_tokenizer(encoder_app, encoder_model):
@@ -106,7 +121,12 @@ def test_long_texts(encoder_app, encoder_model):
 def test_models(encoder_app):
     listed = ask(encoder_app, "GET", "/v1/models").json()
     (one,) = listed["data"]
-    assert (listed["object"], one["id"], one["object"], one["owned_by"]) == ("list", "tiny", "model", "raybert")
+    assert (listed["object"], one["id"], one["object"], one["owned_by"]) == (
+        "list",
+        "tiny",
+        "model",
+        "raybert",
+    )
     assert isinstance(one["created"], int)
     assert ask(encoder_app, "GET", "/v1/models/tiny").json() == one
     missing = ask(encoder_app, "GET", "/v1/models/other")
@@ -144,9 +164,17 @@ def test_several_models(prompted, tiny):
         ({"input": []}, "input", "input is empty"),
         ({"input": ["a", None]}, "input", "input[1] must be a text, not null"),
         ({"input": [1, 2.5]}, "input", "input[1] must be a token id, not a number"),
-        ({"input": [[1], [True]]}, "input", "input[1] must be a list of token ids, not one with something else in it"),
+        (
+            {"input": [[1], [True]]},
+            "input",
+            "input[1] must be a list of token ids, not one with something else in it",
+        ),
         ({}, "input", "input: field required"),
-        ({"input": "a", "dimensions": 0}, "dimensions", "dimensions: input should be greater than or equal to 1"),
+        (
+            {"input": "a", "dimensions": 0},
+            "dimensions",
+            "dimensions: input should be greater than or equal to 1",
+        ),
     ],
 )
 def test_errors_name_the_field(encoder_app, body, param, message):

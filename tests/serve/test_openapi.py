@@ -14,7 +14,7 @@ from raybert.serve.routes import ROUTES
 from tests.heads import tiny_head
 from tests.serve.services import ask, load_model, serve_settings
 
-EXAMPLES = 20
+EXAMPLES = 12
 # what a document cannot say: texts of white space are refused, and token ids of nobody knows whose tokenizer
 UNSAID = [positive_data_acceptance]
 
@@ -34,8 +34,16 @@ def test_the_document_has_every_path_and_every_reference(encoder_app):
     assert reading == {"/v1/models", "/v1/models/{model}", "/info", "/health"}
     assert {path for path, item in made["paths"].items() if "post" in item} == set(ROUTES)
     schemas = made["components"]["schemas"]
-    assert {"EmbeddingsRequest", "EmbedRequest", "PredictRequest", "OpenAIError", "TEIError"} <= schemas.keys()
-    found = [text.partition('"')[0] for text in str(made).replace("'", '"').split("#/components/schemas/")[1:]]
+    assert {
+        "EmbeddingsRequest",
+        "EmbedRequest",
+        "PredictRequest",
+        "OpenAIError",
+        "TEIError",
+    } <= schemas.keys()
+    found = [
+        text.partition('"')[0] for text in str(made).replace("'", '"').split("#/components/schemas/")[1:]
+    ]
     assert set(found) <= schemas.keys()
 
 
@@ -45,39 +53,45 @@ def fuzz(app, mode, paths):
     seen = Counter()
     for result in api.get_all_operations():
         operation = result.ok()
-        if operation.path not in paths:
-            continue
-
-        @settings(
-            max_examples=EXAMPLES,
-            derandomize=True,
-            deadline=None,
-            database=None,
-            phases=[Phase.generate],
-            suppress_health_check=list(HealthCheck),
-        )
-        @given(case=operation.as_strategy(mode))
-        def one(case, path=operation.path):
-            if mode == GenerationMode.POSITIVE and isinstance(case.body, dict):
-                case.body["model"] = "tiny"  # which no document can know
-            reply = case.call()
-            case.validate_response(reply, excluded_checks=UNSAID)
-            seen[path, reply.status_code] += 1
-
-        one()
+        if operation.path in paths:
+            try_operation(operation, mode, seen)
     return seen
+
+
+def try_operation(operation, mode, seen):
+    @settings(
+        max_examples=EXAMPLES,
+        derandomize=True,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(case=operation.as_strategy(mode))
+    def one(case):
+        if mode == GenerationMode.POSITIVE and isinstance(case.body, dict):
+            case.body["model"] = "tiny"  # these no document can know
+            if case.body.get("prompt_name"):
+                case.body["prompt_name"] = "query"
+        reply = case.call()
+        case.validate_response(reply, excluded_checks=UNSAID)
+        seen[operation.path, reply.status_code] += 1
+
+    one()
 
 
 @pytest.mark.parametrize("mode", list(GenerationMode))
 def test_an_encoder_answers_every_request_as_the_document_says(encoder_app, mode):
-    paths = {*ROUTES, "/v1/models/{model}", "/v1/models", "/info", "/health"} - {"/predict"}
+    paths = {*ROUTES} - {"/predict"}
+    if mode == GenerationMode.POSITIVE:  # there is nothing wrong to send to the others
+        paths |= {"/v1/models/{model}", "/v1/models", "/info", "/health"}
     seen = fuzz(encoder_app, mode, paths)
+    answered = {path for path, status in seen if status == 200}
     if mode == GenerationMode.POSITIVE:
-        answered = {path for path, status in seen if status == 200}
-        assert answered >= paths - {"/", "/v1/models/{model}", "/v1/embeddings"}
+        assert answered >= paths - {"/v1/models/{model}", "/"}
     else:
-        assert not {path for path, status in seen if status == 200} & {*ROUTES}
-        assert sum(seen.values()) >= EXAMPLES * len(ROUTES) / 2
+        assert not answered
+        assert {path for path, _ in seen} == paths
 
 
 @pytest.mark.parametrize("mode", list(GenerationMode))

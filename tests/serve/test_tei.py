@@ -111,7 +111,9 @@ def test_tokens_are_those_of_the_models_own_tokenizer(encoder_app, prompted, mon
     text = "Fox, jumps über 中文"
     own = AutoTokenizer.from_pretrained(prompted)
     for specials in (True, False):
-        made = own(text, return_offsets_mapping=True, return_special_tokens_mask=True, add_special_tokens=specials)
+        made = own(
+            text, return_offsets_mapping=True, return_special_tokens_mask=True, add_special_tokens=specials
+        )
         found = answer(encoder_app, "/tokenize", inputs=[text, ""], add_special_tokens=specials)
         assert [one["id"] for one in found[0]] == made["input_ids"]
         assert [one["special"] for one in found[0]] == [bool(m) for m in made["special_tokens_mask"]]
@@ -161,7 +163,11 @@ def test_the_root_answers_by_the_shape_of_the_body(encoder_app):
             {"inputs": {"source_sentence": "a", "sentences": ["a", 1]}},
             (422, "Validation", "inputs.sentences[1] must be a text, not a number"),
         ),
-        ("/embed", {"inputs": "a", "dimensions": 33}, (422, "Validation", "dimensions is 33; the model has 32")),
+        (
+            "/embed",
+            {"inputs": "a", "dimensions": 33},
+            (422, "Validation", "dimensions is 33; the model has 32"),
+        ),
         (
             "/embed",
             {"inputs": "a", "prompt_name": "x"},
@@ -183,7 +189,11 @@ def test_info_has_teis_keys(encoder_app, prompted):
     info = ask(encoder_app, "GET", "/info").json()
     assert info["model_type"] == {"embedding": {"pooling": "mean"}}
     assert (info["model_id"], info["model_dtype"]) == (prompted, "float32")
-    assert (info["max_input_length"], info["max_client_batch_size"], info["auto_truncate"]) == (48, 10_000, False)
+    assert (info["max_input_length"], info["max_client_batch_size"], info["auto_truncate"]) == (
+        48,
+        10_000,
+        False,
+    )
     needed = {"model_sha", "max_concurrent_requests", "max_batch_tokens", "max_batch_requests", "version"}
     assert needed | {"tokenization_workers", "sha", "docker_label"} <= info.keys()
     assert ask(encoder_app, "GET", "/health").status_code == 200
