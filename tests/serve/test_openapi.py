@@ -14,7 +14,7 @@ from raybert.serve.routes import ROUTES
 from tests.heads import tiny_head
 from tests.serve.services import ask, load_model, serve_settings
 
-EXAMPLES = 12
+EXAMPLES = 10
 # what a document cannot say: texts of white space are refused, and token ids of nobody knows whose tokenizer
 UNSAID = [positive_data_acceptance]
 

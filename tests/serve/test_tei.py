@@ -6,7 +6,10 @@ from transformers import AutoTokenizer
 
 from raybert.serve import encoding, tokens
 from raybert.serve.app import application
-from raybert.serve.model import Limits
+from raybert.serve.encoding import EncoderEngine
+from raybert.serve.errors import ApiError
+from raybert.serve.metrics import ModelMetrics
+from raybert.serve.model import Limits, ServedModel
 from raybert.serve.routes import ROUTES
 from tests.conftest import sentences
 from tests.serve.services import ask, load_model, post, serve_settings
@@ -208,6 +211,35 @@ def test_the_limits_of_the_service(prompted):
     assert error(app, "/embed", inputs=LONG, truncate=False)[0] == 422
     assert error(app, "/rerank", query="a", texts=["a"] * 4)[0] == 413
     model.close()
+
+
+def test_failures_in_teis_words(encoder_model):
+    class Broken(EncoderEngine):
+        broken = False
+
+        def run(self, way, parts):
+            if self.broken:
+                raise RuntimeError("what a text said")
+            return super().run(way, parts)
+
+    engine = Broken(encoder_model.engine.encoder, 1)
+    model = ServedModel("tiny", engine, Limits(), ModelMetrics("tiny"))
+    app = application({"tiny": model}, serve_settings())
+    engine.broken = True
+    assert error(app, "/embed", inputs="fox") == (
+        424,
+        "Backend",
+        "the model failed; see the log of the server",
+    )
+    unhealthy = ask(app, "GET", "/health")
+    assert (unhealthy.status_code, unhealthy.json()["error_type"]) == (503, "Unhealthy")
+    assert "text said" not in unhealthy.text
+    engine.broken = False
+    assert len(answer(app, "/embed", inputs="fox")) == 1
+    model.close()
+    full = ApiError(429, "full", retry_after=2.3)
+    assert full.body("tei") == (429, {"error": "full", "error_type": "Overloaded"})
+    assert full.all_headers() == {"retry-after": "3"}
 
 
 def test_every_route_is_in_the_document(encoder_app):
