@@ -84,8 +84,9 @@ def _why(error: RuntimeError) -> Exception:
     texts = [each.message for each in application.deployments.values()] if application else []
     lines = [line.strip() for text in texts for line in text.splitlines()]
     for line in reversed(lines):
-        if line.startswith("ValueError: "):
-            return ValueError(line.removeprefix("ValueError: "))
+        kind, found, text = line.partition(": ")
+        if found and kind.rpartition(".")[2] in ("ValueError", "ConfigError"):
+            return ValueError(text)
     last = next((line for line in reversed(lines) if "Error: " in line), str(error))
     return RuntimeError(f"the service does not start: {last}")
 

@@ -78,7 +78,9 @@ async def predict(model: Any, request: PredictRequest, call: Call) -> Reply:
         inputs, engine.way(call.prompt_name), call=call, truncate=request.truncate, field="inputs"
     )
     if engine.finds_entities:
-        rows: list[Any] = [_entities(row, given) for row in engine.decode(found)]
+        # work for many texts, from which the event loop is kept free
+        decoded = await model.in_tokenizer(engine.decode, found)
+        rows: list[Any] = [_entities(row, given) for row in decoded]
     else:
         function = given.function_to_apply or ("none" if request.raw_scores else None)
         scores = engine.scores(found, function)
