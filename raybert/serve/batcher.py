@@ -5,8 +5,9 @@ Nothing waits for a batch to fill: an idle model takes a lone request at once, a
 
 import asyncio
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -77,6 +78,7 @@ class Batcher:
         self.seconds = 0.0
         self._limit, self._patience = queue_tokens, patience
         self._queue = FairQueue()
+        self._coming = {False: 0, True: 0}  # tokens that were admitted and are not in the queue yet, by bulk
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
         self._work: asyncio.Task[None] | None = None
 
@@ -88,7 +90,7 @@ class Batcher:
     def admit(self, tokens: int, *, bulk: bool = False) -> None:
         """Raise ApiError 429 where so many tokens more would wait too long, with the time until they would not."""
         limit = self._limit or max(self._step_tokens, int(self.rate * self._patience))
-        waiting = self._queue.tokens(bulk=bulk)
+        waiting = self._queue.tokens(bulk=bulk) + self._coming[bulk]
         if waiting and waiting + tokens > limit:
             raise ApiError(
                 429,
@@ -96,6 +98,16 @@ class Batcher:
                 code="overloaded",
                 retry_after=(waiting + tokens - limit) / self.rate,
             )
+
+    @contextmanager
+    def admitted(self, tokens: int, *, bulk: bool = False) -> Iterator[None]:
+        """`admit`, and while this lasts the tokens count as waiting: for what is done before they are."""
+        self.admit(tokens, bulk=bulk)
+        self._coming[bulk] += tokens
+        try:
+            yield
+        finally:
+            self._coming[bulk] -= tokens
 
     async def __call__(
         self, payload: Payload, way: Hashable, *, bulk: bool = False, first: bool = False

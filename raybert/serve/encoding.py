@@ -1,11 +1,13 @@
 """The encoder of a replica: texts to token ids in one thread, ids to vectors in another."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 
 from raybert.encoder.encoder import Encoder
 from raybert.encoder.tokenizing import TextTokenizer, Tokenized
@@ -144,12 +146,13 @@ class EncoderEngine:
         total = int(together.offsets[-1])
         share = max(_LEAST_TOKENS, -(-total // self._threads))
         budget = min(self.encoder.batch_tokens, share)
-        if way.every_token:
-            found: Any = self.encoder.encode_token_ids(together, batch_tokens=budget)
-        else:
-            found = self.encoder.encode_ids(
-                together, batch_tokens=budget, dimensions=self.encoder.width, normalize=False
-            )
+        with _threads(1 if total <= _LEAST_TOKENS else self._threads):
+            if way.every_token:
+                found: Any = self.encoder.encode_token_ids(together, batch_tokens=budget)
+            else:
+                found = self.encoder.encode_ids(
+                    together, batch_tokens=budget, dimensions=self.encoder.width, normalize=False
+                )
         ends = np.cumsum(counts)
         return [found[end - count : end] for end, count in zip(ends, counts, strict=True)]
 
@@ -174,6 +177,20 @@ class EncoderEngine:
             self.run(way, [part])
             steps += 1
         return steps * float(tokens.lengths.sum()) / (time.perf_counter() - started)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Torch's threads, meanwhile. So few tokens are done before several threads have waited for one another."""
+    before = torch.get_num_threads()
+    if count >= before:
+        yield
+        return
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _join(parts: Sequence[Part]) -> Tokenized:

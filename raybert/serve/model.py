@@ -185,10 +185,10 @@ class ServedModel:
         """
         name = name or (lambda place: f"{field}[{place}]" if len(inputs) > 1 else field)
         self.check_count(inputs, field)
-        self._batcher.admit(self._estimate(inputs), bulk=call.bulk)
         start = time.perf_counter()
         try:
-            payload: Any = await self.in_tokenizer(self.engine.tokenize, inputs, way)
+            with self._batcher.admitted(self._estimate(inputs), bulk=call.bulk):
+                payload: Any = await self.in_tokenizer(self.engine.tokenize, inputs, way)
         except Unusable as wrong:
             raise invalid(f"{name(wrong.place)} {wrong.reason}", field) from None
         tokenized = time.perf_counter()

@@ -12,6 +12,7 @@ of the replica that grew by more than 10 % and 50 MB, or still slow after 10 sec
 """
 
 import json
+import signal
 import sys
 import tempfile
 import time
@@ -49,6 +50,7 @@ def main(argv: Sequence[str]) -> int:
             file=sys.stderr,
         )
         return 2
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server is stopped
     settings = {**DEFAULTS, **given}
     with tempfile.TemporaryDirectory() as folder:
         report = run(Path(folder), settings)
@@ -80,6 +82,9 @@ def run(folder: Path, settings: dict[str, str]) -> dict[str, Any]:
         capacity = busy["counts"].get("200", 0) / busy["seconds"]
         rate, before = float(settings["times"]) * capacity, server.rss()
         load = client(*common, f"rate={rate}", f"seconds={settings['seconds']}")
+        late = load["seconds"] - float(
+            settings["seconds"]
+        )  # the last answer came so long after the last request
         back = recovery(common, 2 * median(alone))
         after = server.rss()
     finally:
@@ -101,13 +106,13 @@ def run(folder: Path, settings: dict[str, str]) -> dict[str, Any]:
         "client_cpu_share": load["cpu_seconds"] / load["seconds"],
         "rss_before": before,
         "rss_after": after,
-        "normal_after_seconds": back,
+        "normal_after_seconds": None if back is None else late + back,
     }
 
 
 def write_bodies(folder: Path, tokenizer: Any) -> float:
     """bodies.json; the mean tokens of a text."""
-    docstrings = texts.read_docstrings(folder / "docstrings")
+    docstrings = texts.read_docstrings(folder / "docstrings", 6000)
     lengths = texts.lengths_of(docstrings, tokenizer)
     fits = (lengths >= LEAST) & (lengths <= MOST)
     chosen = [text for text, fit in zip(docstrings, fits, strict=True) if fit][:TEXTS]
@@ -173,7 +178,8 @@ def show(report: dict[str, Any]) -> None:
     )
     print(f"replica {report['rss_before'] / 1e6:,.0f} MB before, {report['rss_after'] / 1e6:,.0f} MB after")
     back = report["normal_after_seconds"]
-    print(f"one client, p50 {report['alone_p50_ms']:.0f} ms before; normal again after {back} s")
+    when = "not normal again" if back is None else f"normal again {back:.1f} s after the last request"
+    print(f"one client: p50 {report['alone_p50_ms']:.0f} ms before; {when}")
     for each in report["failures"]:
         print(f"FAILED: {each}")
 

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/serve.py [sides=raybert haproxy,raybert proxy,...] [texts=short,mixed] [clients=1,8,64]
                                      [seconds=5] [rounds=3] [format=base64] [output=FILE.json]
-                                     [infinity=.venv/infinity/bin/infinity_emb]
+                                     [infinity=.venv/infinity/bin/python]
 
 In every round each side (serving_sides.py) is started, asked for `seconds` by so many clients that ask again as soon as
 they are answered, and stopped, so that only one runs at a time; each round begins with another side. The load client
@@ -15,6 +15,7 @@ that says so; infinity wants packages of its own (peers_serve.txt).
 
 import base64
 import json
+import signal
 import statistics
 import subprocess
 import sys
@@ -40,9 +41,9 @@ DEFAULTS = {
     "rounds": "3",
     "format": "base64",
     "output": "",
-    "infinity": str(REPO / ".venv/infinity/bin/infinity_emb"),
+    "infinity": str(REPO / ".venv/infinity/bin/python"),
 }
-TEXTS, SAMPLE, WARM_SECONDS = 2048, 32, 1.0
+TEXTS, SAMPLE, WARM_SECONDS = 1024, 32, 1.0
 
 
 def main(argv: Sequence[str]) -> int:
@@ -59,6 +60,7 @@ def main(argv: Sequence[str]) -> int:
     if not Path(settings["infinity"]).exists() and any("infinity" in name for name in names):
         print(f"infinity is left out: there is no {settings['infinity']}")
         names = [name for name in names if "infinity" not in name]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the servers are stopped
     rounds: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), settings)
@@ -89,7 +91,7 @@ class Bench:
         self._model = models.make_model("minilm", 256, folder / "model", [])
         self._onnx: Path | None = None
         tokenizer = texts.load_tokenizer(self._model)
-        docstrings = texts.read_docstrings(folder / "docstrings")
+        docstrings = texts.read_docstrings(folder / "docstrings", 12_000)
         self._wanted = {}
         from raybert import Encoder
 
@@ -152,9 +154,10 @@ class Bench:
         """The model with model.onnx, made by the packages of the side that reads it."""
         if self._onnx is None:
             self._onnx = models.make_model("minilm", 256, self._folder / "onnx", [])
-            python = Path(self._settings["infinity"]).parent / "python"
             script = f"import models, pathlib; models.export_onnx(pathlib.Path({str(self._onnx)!r}))"
-            subprocess.run([python, "-c", script], check=True, cwd=HERE, stdout=subprocess.DEVNULL)
+            subprocess.run(
+                [self._settings["infinity"], "-c", script], check=True, cwd=HERE, stdout=subprocess.DEVNULL
+            )
         return self._onnx
 
 

@@ -46,10 +46,29 @@ def _small(kind: str, dtype: str) -> tuple[str, ...]:
     return ("{python}", str(Path(__file__)), kind, "{model}", "{port}", dtype)
 
 
+# optimum imports what torch 2.13 no longer has, for exporting, which is not done here
+_INFINITY_RUN = """
+import sys
+from unittest.mock import MagicMock
+sys.modules["torch.onnx.symbolic_opset14"] = MagicMock()
+from infinity_emb.cli import cli
+cli()
+"""
+
+
 def _infinity(engine: str, dtype: str, *more: str) -> tuple[str, ...]:
-    words = ("{infinity}", "v2", "--engine", engine, "--dtype", dtype, "--device", "cpu", "--port", "{port}")
-    quiet = ("--host", "127.0.0.1", "--served-model-name", "model", "--log-level", "error")
-    return (*words, *quiet, "--batch-size", "64", *more)
+    words = ("{infinity}", "-c", _INFINITY_RUN, "v2", "--engine", engine, "--dtype", dtype, "--device", "cpu")
+    words += (
+        "--host",
+        "127.0.0.1",
+        "--port",
+        "{port}",
+        "--served-model-name",
+        "model",
+        "--log-level",
+        "error",
+    )
+    return (*words, "--no-model-warmup", *more)
 
 
 _V1, _INFINITY = "/v1/embeddings", "/embeddings"
@@ -62,7 +81,12 @@ SIDES = {
         Side("raybert haproxy float32", _V1, _ours("haproxy", "float32")),
         Side("raybert proxy float32", _V1, _ours("proxy", "float32")),
         Side("raybert bare float32", _V1, _small("bare", "float32")),
-        Side("infinity torch", _INFINITY, _infinity("torch", "float32", "--model-id", "{model}")),
+        Side(
+            "infinity torch",
+            _INFINITY,
+            _infinity("torch", "float32", "--model-id", "{model}", "--no-bettertransformer"),
+        ),
+        Side("infinity bettertransformer", _INFINITY, _infinity("torch", "float32", "--model-id", "{model}")),
         Side(
             "infinity torch bfloat16",
             _INFINITY,
@@ -217,7 +241,7 @@ def sentence_transformers(model: str, dtype: str, *, batched: bool) -> Any:
 
     def encode(texts: list[str]) -> Any:
         return (
-            encoder.encode(texts, batch_size=64, show_progress_bar=False, convert_to_tensor=True)
+            encoder.encode(texts, batch_size=16, show_progress_bar=False, convert_to_tensor=True)
             .float()
             .numpy()
         )

@@ -144,6 +144,23 @@ def test_too_much_waiting_is_refused_with_the_time_it_takes():
     run(go())
 
 
+def test_what_is_being_tokenized_counts_as_waiting():
+    async def go():
+        many = batcher(Model(), queue_tokens=150)
+        with many.admitted(100), many.admitted(50):
+            many.admit(150, bulk=True)  # counted apart
+            with pytest.raises(ApiError), many.admitted(1):
+                raise AssertionError("not admitted")
+        many.admit(150)
+        with pytest.raises(KeyError), many.admitted(100):
+            raise KeyError
+        assert many.waiting == 0
+        with many.admitted(150):
+            pass
+
+    run(go())
+
+
 def test_the_rate_is_learnt_from_steps_that_leave_rows_waiting():
     async def go():
         def slow(way, parts):
