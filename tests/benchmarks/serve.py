@@ -9,8 +9,8 @@ they are answered, and stopped, so that only one runs at a time; each round begi
 (load.py) has a process of its own on the same cores. Texts (texts.py) have at most 256 tokens, so no side has to cut. A
 table and one JSON: requests/s and latencies (medians of the rounds), how many times as many requests the first side
 answers (median of the ratios within a round), CPU seconds of all processes of the server for 1,000 requests, and the
-least cosine of a sample of its answers to Encoder in float32. A side that is not installed is left out, with a line
-that says so; infinity wants packages of its own (peers_serve.txt).
+least cosine of a sample of its answers to Encoder in float32. infinity is left out, with a line that says so, where its
+packages (peers_serve.txt, `make bench-serve` installs them) are not there.
 """
 
 import base64
