@@ -43,7 +43,7 @@ DEFAULTS = {
     "output": "",
     "infinity": str(REPO / ".venv/infinity/bin/python"),
 }
-TEXTS, SAMPLE, WARM_SECONDS = 1024, 32, 1.0
+TEXTS, SAMPLE, WARM_SECONDS, LEAST_COSINE = 1024, 32, 1.0, 0.99
 
 
 def main(argv: Sequence[str]) -> int:
@@ -140,6 +140,8 @@ class Bench:
             raise RuntimeError(f"{side.name} answered {got['counts']} {got['errors']}")
         found = {int(number): vector_of(json.loads(text)) for number, text in got["saved"].items()}
         cosines = [cosine(vector, self._wanted[kind][number]) for number, vector in found.items()]
+        if min(cosines) < LEAST_COSINE:
+            raise RuntimeError(f"{side.name} is wrong: the cosine to Encoder is {min(cosines):.4f}")
         p50, p99 = np.percentile(got["latencies"]["200"], [50, 99])
         return {
             "requests_per_second": answered / got["seconds"],

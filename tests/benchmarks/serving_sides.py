@@ -95,7 +95,15 @@ SIDES = {
         Side(
             "infinity onnx",
             _INFINITY,
-            _infinity("optimum", "auto", "--model-id", "{onnx}", "--onnx-disable-optimize"),
+            _infinity(
+                "optimum",
+                "auto",
+                "--model-id",
+                "{onnx}",
+                "--onnx-disable-optimize",
+                "--pooling-method",
+                "mean",
+            ),
         ),
         Side("st fastapi", _V1, _small("plain", "float32")),
         Side("st fastapi bfloat16", _V1, _small("plain", "bfloat16")),
