@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from raybert.config import SearchConfig, load, require
 from raybert.corpus.filesystems import public_uri, resolve
 from raybert.corpus.filters import parse_filter
-from raybert.corpus.hits import Hit, print_hits
+from raybert.corpus.hits import Hit, join_hits, print_hits, wanted_rows
 from raybert.corpus.nearest import Best, VectorFolder, decode, fetch, prepare_queries, scan
 from raybert.corpus.session import cluster_map, ray_session
 from raybert.corpus.vectors import KEY, read_metadata
@@ -56,7 +56,7 @@ def search(config: SearchConfig | Mapping[str, Any]) -> list[list[Hit]]:
         raise ValueError("search.query holds an empty text")
     folder = VectorFolder.open(config.data.path)
     if config.search.filter is not None:
-        parse_filter(config.search.filter, _filterable(folder))  # an error here costs no start of Ray
+        parse_filter(config.search.filter, folder.filterable)  # an error here costs no start of Ray
     vectors = None if texts else read_queries(config.search.vectors, folder)
     with ray_session():
         if vectors is None:
@@ -180,7 +180,7 @@ def _scan_groups(
     best = Best(len(queries), k)
     try:
         # the filter travels as text: it is read again for less than an expression costs to send
-        parsed = None if where is None else parse_filter(where, _filterable(folder))
+        parsed = None if where is None else parse_filter(where, folder.filterable)
         best = scan(folder, files, queries, k, parsed)
     except ValueError as failure:
         error = str(failure)
@@ -207,24 +207,8 @@ def _groups(sizes: dict[str, int], cpus: int) -> list[list[int]]:
 
 def _fetch_hits(folder: VectorFolder, found: tuple[np.ndarray, ...], queries: int) -> list[list[Hit]]:
     """Read the columns of the winners, and only now: they may be long texts."""
-    query, score, file, row = found
-    names = list(folder.sizes)
-    numbers = np.unique(file)
-    wanted = [(names[number], np.unique(row[file == number])) for number in numbers]
-    tables = _on_cluster(_Fetch(folder), wanted)
-    rows = {
-        (int(number), int(at)): values
-        for number, (_, ats), table in zip(numbers, wanted, tables, strict=True)
-        for at, values in zip(ats, table.to_pylist(), strict=True)
-    }
-    binary = folder.metadata["stored_dtype"] == "binary"
-    hits: list[list[Hit]] = [[] for _ in range(queries)]
-    for which, value, number, at in zip(
-        query.tolist(), score.tolist(), file.tolist(), row.tolist(), strict=True
-    ):
-        columns = dict(rows[number, at])
-        hits[which].append(Hit((value + 1) / 2 if binary else value, columns.pop("id"), columns))
-    return hits
+    wanted = wanted_rows(folder, found)
+    return join_hits(folder, found, _on_cluster(_Fetch(folder), wanted), queries)
 
 
 @dataclass(frozen=True)
@@ -235,10 +219,6 @@ class _Fetch:
 
     def __call__(self, wanted: tuple[str, np.ndarray]) -> pa.Table:
         return fetch(self.folder, *wanted)
-
-
-def _filterable(folder: VectorFolder) -> pa.Schema:
-    return pa.schema([field for field in folder.schema if field.name != "embedding"])
 
 
 def _on_cluster(function: Any, items: list[Any]) -> list[Any]:

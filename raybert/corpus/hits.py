@@ -1,4 +1,4 @@
-"""A search hit, and how hits are printed: a table that fits the terminal, or JSON."""
+"""Search hits: from rows that were found, and how they are printed: a table that fits the terminal, or JSON."""
 
 import base64
 import json
@@ -8,6 +8,11 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from raybert.corpus.nearest import VectorFolder
 
 _GAP = "  "
 _NARROWEST = 8  # cells; narrower columns tell nothing
@@ -24,6 +29,34 @@ class Hit:
     def to_dict(self) -> dict[str, Any]:
         """Values that JSON can hold."""
         return {"score": self.score, "id": _plain(self.id), "columns": _plain(self.columns)}
+
+
+def wanted_rows(folder: VectorFolder, found: tuple[np.ndarray, ...]) -> list[tuple[str, np.ndarray]]:
+    """Data files that hold hits, and their rows, ascending; `found` is of `raybert.corpus.nearest.Best.columns`."""
+    _, _, file, row = found
+    names = list(folder.sizes)
+    return [(names[number], np.unique(row[file == number])) for number in np.unique(file)]
+
+
+def join_hits(
+    folder: VectorFolder, found: tuple[np.ndarray, ...], tables: Sequence[pa.Table], queries: int
+) -> list[list[Hit]]:
+    """The hits of every query; `tables` hold the columns of `wanted_rows`, in their order."""
+    query, score, file, row = found
+    numbers = {name: number for number, name in enumerate(folder.sizes)}
+    rows = {
+        (numbers[name], int(at)): values
+        for (name, ats), table in zip(wanted_rows(folder, found), tables, strict=True)
+        for at, values in zip(ats, table.to_pylist(), strict=True)
+    }
+    binary = folder.metadata["stored_dtype"] == "binary"
+    hits: list[list[Hit]] = [[] for _ in range(queries)]
+    for which, value, number, at in zip(
+        query.tolist(), score.tolist(), file.tolist(), row.tolist(), strict=True
+    ):
+        columns = dict(rows[number, at])
+        hits[which].append(Hit((value + 1) / 2 if binary else value, columns.pop("id"), columns))
+    return hits
 
 
 def print_hits(hits: Sequence[Sequence[Hit]], queries: Sequence[str], style: str) -> None:

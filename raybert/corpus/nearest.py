@@ -1,6 +1,6 @@
 """The k best rows of a folder of vectors for every query: numpy over streamed Parquet, a batch of rows at a time."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,16 +32,17 @@ class VectorFolder:
     metadata: dict[str, Any]
 
     @classmethod
-    def open(cls, path: str) -> "VectorFolder":
-        """Raises ValueError for a folder that is missing, holds no vectors, or was not written by raybert."""
+    def open(cls, path: str, setting: str = "data.path") -> "VectorFolder":
+        """Raises ValueError, which names the setting, for a folder that is missing, holds no vectors, or was not written
+        by raybert."""
         store = Store(path)
         try:
             sizes = {n: size for n, size in sorted(store.sizes(DATA).items()) if n.endswith(".parquet")}
         except (NotADirectoryError, OSError) as error:
-            raise ValueError(f"data.path={public_uri(path)} cannot be read: {_one_line(error)}") from None
+            raise ValueError(f"{setting}={public_uri(path)} cannot be read: {_one_line(error)}") from None
         if not sizes:
             raise ValueError(
-                f"data.path={public_uri(path)} holds no {DATA}/*.parquet: is it a folder written by raybert embed?"
+                f"{setting}={public_uri(path)} holds no {DATA}/*.parquet: is it a folder written by raybert embed?"
             )
         with open_vectors(store, next(iter(sizes))) as file:
             return cls(store, path, sizes, file.schema_arrow, read_metadata(file.schema_arrow))
@@ -55,6 +56,11 @@ class VectorFolder:
     def columns(self) -> list[str]:
         """Columns that tell a hit: id, kept and chunk columns. What follows `embedding` is about its making."""
         return self.schema.names[: self.schema.get_field_index("embedding")]
+
+    @property
+    def filterable(self) -> pa.Schema:
+        """Columns that a filter may name."""
+        return pa.schema([field for field in self.schema if field.name != "embedding"])
 
 
 def open_vectors(store: Store, name: str) -> pq.ParquetFile:
@@ -112,8 +118,42 @@ class Best:
         return self._kept
 
 
+Reader = Callable[[VectorFolder, str, Filter | None], Iterator[tuple[np.ndarray, np.ndarray]]]
+"""What `read_vectors` is one of."""
+
+
+def read_vectors(
+    folder: VectorFolder, name: str, where: Filter | None
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The rows of a data file that pass, a batch at a time: their numbers, ascending, and vectors float32 [n, dimension].
+
+    Raises ValueError for a file that is broken or whose vectors cannot be compared with the folder's others.
+    """
+    with open_vectors(folder.store, name) as file:
+        _check_space(folder, name, read_metadata(file.schema_arrow))
+        try:
+            for rows, stored in _batches(file, folder, where):
+                yield rows, decode(stored, folder.metadata)
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(f"{folder.store.path(DATA)}/{name}: {_one_line(error)}") from None
+
+
+def passing_rows(folder: VectorFolder, name: str, where: Filter) -> np.ndarray:
+    """The numbers, ascending, of the rows of a data file that pass. Raises ValueError for a broken file."""
+    with open_vectors(folder.store, name) as file:
+        try:
+            return where.rows(file.read(columns=list(where.columns), use_threads=False))
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(f"{folder.store.path(DATA)}/{name}: {_one_line(error)}") from None
+
+
 def scan(
-    folder: VectorFolder, files: Sequence[tuple[int, str]], queries: np.ndarray, k: int, where: Filter | None
+    folder: VectorFolder,
+    files: Sequence[tuple[int, str]],
+    queries: np.ndarray,
+    k: int,
+    where: Filter | None,
+    read: Reader = read_vectors,
 ) -> Best:
     """The k best rows of some files of a folder, exactly.
 
@@ -123,19 +163,15 @@ def scan(
     Args:
         files: (number, name); the number stands for the file in the result.
         queries: from `prepare_queries`.
+        read: where vectors come from.
 
     Raises:
         ValueError: a file that is broken or whose vectors cannot be compared with the folder's others.
     """
     best = Best(len(queries), k)
     for number, name in files:
-        with open_vectors(folder.store, name) as file:
-            _check_space(folder, name, read_metadata(file.schema_arrow))
-            try:
-                for rows, stored in _batches(file, folder, where):
-                    _add_batch(best, queries, decode(stored, folder.metadata), folder.metadata, number, rows)
-            except (pa.ArrowException, OSError) as error:
-                raise ValueError(f"{folder.store.path(DATA)}/{name}: {_one_line(error)}") from None
+        for rows, vectors in read(folder, name, where):
+            _add_batch(best, queries, vectors, folder.metadata, number, rows)
     return best
 
 

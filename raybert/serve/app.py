@@ -18,7 +18,7 @@ from raybert.serve.calls import Call
 from raybert.serve.front import Front
 from raybert.serve.http import Application, Reply
 from raybert.serve.keys import Keys
-from raybert.serve.loading import load_engine, threads_of
+from raybert.serve.loading import load_engine, load_index, threads_of
 from raybert.serve.model import MAX_REQUESTS, Limits, ServedModel
 
 # Ray Serve replaces a replica after three checks without an answer: one that is stuck, within half a minute
@@ -51,7 +51,8 @@ class ModelReplica:
             queue_tokens=None if self._settings.queue_tokens == "auto" else self._settings.queue_tokens,
             max_inputs=self._settings.max_inputs,
         )
-        self._model = await asyncio.to_thread(ServedModel, name, engine, limits, ModelMetrics(name))
+        index = await asyncio.to_thread(load_index, self._settings.index, config, engine)
+        self._model = await asyncio.to_thread(ServedModel, name, engine, limits, ModelMetrics(name), index)
         self._since = (time.monotonic(), 0.0)
 
     async def respond(self, call: Call) -> Reply:

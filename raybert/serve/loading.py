@@ -10,6 +10,7 @@ from raybert.corpus.models import fetch_model
 from raybert.corpus.session import cores
 from raybert.encoder.folders import read_folder, resolve
 from raybert.resolve import prepare_process
+from raybert.serve.search import SearchIndex
 from raybert.tasks.heads import task_of
 
 _VECTORS = ("similarity", "retrieval")  # tasks whose models are encoders
@@ -22,6 +23,21 @@ def load_engine(served: ServedModelSettings) -> Any:
     """
     prepare_process()
     return _load_encoder(served) if _head_task(served) is None else _load_head(served)
+
+
+def load_index(path: str | None, served: ServedModelSettings, engine: Any) -> SearchIndex | None:
+    """The folder to search in; None where none is asked for.
+
+    Raises ValueError, one line that names serve.index, for one that the model cannot search in.
+    """
+    if path is None:
+        return None
+    from raybert.serve.encoding import EncoderEngine
+
+    if not isinstance(engine, EncoderEngine):
+        raise ValueError(f"serve.index={path} needs a model that makes vectors; this one has a head")
+    asked = served.model.prompt is not None or served.model.prompt_name is not None
+    return SearchIndex(path, engine.encoder, engine.encoder.prompt if asked else None)
 
 
 def threads_of(served: ServedModelSettings) -> int:

@@ -45,6 +45,10 @@ class ModelMetrics:
         if found.tokens:
             self._tokens.inc(found.tokens, priority)
 
+    def search(self, seconds: float) -> None:
+        """A search in the index, waiting for others included."""
+        self._phases.observe(seconds, {"phase": "search"})
+
     def rejected(self, reason: str) -> None:
         """A request that was not answered: overloaded, deadline or failed."""
         self._rejected.inc(1, {"reason": reason})

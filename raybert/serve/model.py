@@ -11,10 +11,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from raybert import __version__
+from raybert.serve import search
 from raybert.serve.batcher import Batcher, Payload, Run
 from raybert.serve.calls import Call, Route, error_reply, read_body
 from raybert.serve.errors import ApiError, invalid
 from raybert.serve.http import Reply
+from raybert.serve.search import SearchIndex
 
 _CHARS_PER_TOKEN = 4  # before a text is tokenized it counts as so many characters a token
 _SPECIALS = 2
@@ -104,10 +106,14 @@ class ServedModel:
     Args:
         name: what clients call it.
         metrics: a `raybert.serve.metrics.ModelMetrics`.
+        index: a folder to search in; the model closes it.
     """
 
-    def __init__(self, name: str, engine: Engine, limits: Limits, metrics: Any) -> None:
-        self.name, self.engine, self.limits, self.metrics = name, engine, limits, metrics
+    def __init__(
+        self, name: str, engine: Engine, limits: Limits, metrics: Any, index: SearchIndex | None = None
+    ) -> None:
+        self.name, self.engine, self.limits, self.metrics, self.index = name, engine, limits, metrics, index
+        self._routes = {**engine.routes, **(search.ROUTES if index else {})}
         self._texts = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
         rate = engine.warm_up()
         self._batcher = Batcher(
@@ -142,13 +148,16 @@ class ServedModel:
             "sha": None,
             "docker_label": None,
         }
-        return {"served_name": self.name, "version": __version__, **router, **self.engine.info()}
+        told = {"served_name": self.name, "version": __version__, **router, **self.engine.info()}
+        if self.index:
+            told["search"] = {"rows": self.index.rows, "columns": self.index.columns}
+        return told
 
     async def respond(self, call: Call) -> Reply:
         """Raises nothing: what goes wrong is an answer, too."""
-        route = self.engine.routes.get(call.path)
+        route = self._routes.get(call.path)
         if route is None:
-            known = ", ".join(path for path in self.engine.routes if path != "/")
+            known = ", ".join(path for path in self._routes if path != "/")
             what = f"model {self.name} does not answer {call.path}, but {known}"
             error = ApiError(404, what, code="not_found")
             return error_reply(error, "openai" if call.path.startswith("/v1/") else "tei")
@@ -229,6 +238,8 @@ class ServedModel:
         """End the threads."""
         self._batcher.close()
         self._texts.shutdown(wait=False, cancel_futures=True)
+        if self.index:
+            self.index.close()
 
     def _told(self, lengths: np.ndarray, seconds: float) -> None:
         self.metrics.step(lengths, self.engine.computed_tokens(lengths), seconds)
