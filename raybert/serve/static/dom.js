@@ -13,6 +13,8 @@ export function el(tag, properties = {}, ...children) {
   return made;
 }
 
+const ROLES = { "thead, tbody": "rowgroup", tr: "row", td: "cell", "th[scope=col]": "columnheader", "th[scope=row]": "rowheader" };
+
 /** A table that scrolls inside of itself; `head` are cells or texts of the first row, `rows` are <tr>. */
 export function table(caption, head, rows, kind = "") {
   const cells = head.map((cell) => (typeof cell === "string" ? el("th", { scope: "col" }, cell) : cell));
@@ -23,6 +25,11 @@ export function table(caption, head, rows, kind = "") {
     el("thead", {}, el("tr", {}, ...cells)),
     el("tbody", {}, ...rows),
   );
+  // on narrow screens rows are no longer laid out as rows, and browsers would then not tell of a table
+  for (const [tag, role] of Object.entries(ROLES)) {
+    for (const each of inner.querySelectorAll(tag)) each.setAttribute("role", role);
+  }
+  inner.setAttribute("role", "table");
   return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": caption }, inner);
 }
 

@@ -6,7 +6,8 @@ import { nearestPairs, range, similarities } from "./vectors.js";
 
 const SHOWN = 40; // rows and columns of the heat-map
 const PAIRS = 8;
-const NUMBERS = 8; // of a vector
+const NUMBERS = 6; // of a vector
+const MANY = 8; // texts, from which on the heat-map is set tighter
 const LABELS = 6; // of a text, before the rest is folded away
 
 /** Where the time went, from the headers of an answer; `facts` are [name, value] that stand beside it. */
@@ -72,7 +73,7 @@ function heatMap(texts, found) {
     { class: "card", "aria-labelledby": "heat-title" },
     el("div", { class: "above" }, el("h3", { id: "heat-title" }, "Similarity"), scale),
     el("p", { class: "hint" }, note),
-    table("Similarity of every text with every other", head, rows, "heat"),
+    table("Similarity of every text with every other", head, rows, shown.length > MANY ? "heat tight" : "heat"),
   );
 }
 
@@ -109,7 +110,7 @@ function numbers(texts, vectors, copy) {
     "details",
     { class: "card" },
     el("summary", {}, "The vectors"),
-    el("div", { class: "above" }, el("p", { class: "hint" }, `${vectors.length} of ${width} numbers; the first ${Math.min(NUMBERS, width)} are shown.`), button),
+    el("div", { class: "above" }, el("p", { class: "hint" }, `${vectors.length === 1 ? "1 vector" : `${vectors.length} vectors`} of ${width} numbers; the first ${Math.min(NUMBERS, width)} are shown.`), button),
     table("The first numbers of every vector", head, rows, "vectors"),
   );
 }
@@ -167,16 +168,16 @@ export function hits(found) {
   if (!found.length) return el("p", { class: "empty" }, "No row passes the filter.");
   const names = Object.keys(found[0].row);
   const rows = found.map(({ score, row }) =>
-    el("tr", {}, el("td", { class: "score" }, bar(score, decimal(score, 3))), ...names.map((name, i) => value(row[name], i === 0))),
+    el("tr", {}, el("td", { class: "score" }, bar(score, decimal(score, 3))), ...names.map((name, i) => value(name, row[name], i === 0))),
   );
   return el("section", { class: "card" }, table("Hits, the best first", ["Score", ...names], rows, "list hits"));
 }
 
-function value(given, isId) {
+function value(name, given, isId) {
   const text = given === null || given === undefined ? "" : typeof given === "string" ? given : JSON.stringify(given);
   const inner = el("div", { class: "clamp" }, text);
   const kind = typeof given === "number" ? "number" : text.length > 40 ? "long" : "";
-  return isId ? el("th", { scope: "row", class: "id" }, inner) : el("td", { class: kind }, inner);
+  return isId ? el("th", { scope: "row", class: "id", "data-name": name }, inner) : el("td", { class: kind, "data-name": name }, inner);
 }
 
 function numbered(place, text) {
