@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -151,7 +152,9 @@ async def search(model: Any, request: SearchRequest, call: Call) -> Reply:
     where = None if request.filter is None else index.filter(request.filter)
     index.admit(model.limits.deadline * _PATIENCE)
     name = request.prompt_name or call.prompt_name
-    way = engine.way(name) if name is not None else engine.way(None, index.prompt)
+    way = engine.way(name)
+    if name is None:
+        way = replace(way, prompt=index.prompt)
     found = await model.compute([request.query], way, call=call, truncate=request.truncate, field="query")
     vectors = engine.finish(found.rows, None, engine.encoder.normalized)
     started = time.perf_counter()
