@@ -19,15 +19,17 @@ import pyarrow as pa
 import pytest
 import uvicorn
 
-from raybert.config.serving import ServeSettings
+from raybert.config import load
+from raybert.config.serving import ServedModelSettings, ServeSettings
+from raybert.config.tasks import EntitiesSettings
 from raybert.serve.app import application
-from raybert.serve.calls import Call, as_json
-from raybert.serve.http import Reply
+from raybert.serve.loading import load_engine
 from raybert.serve.metrics import ModelMetrics
 from raybert.serve.model import Limits, ServedModel
 from raybert.serve.routes import ROUTES
 from raybert.serve.search import SearchIndex
 from tests.conftest import sentences
+from tests.heads import tiny_head, tiny_task
 from tests.serve.browser import CHROMIUM, DRIVER, Browser
 from tests.vector_folders import make_folder
 
@@ -36,39 +38,6 @@ pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no chromium a
 TEXTS = ["the quick brown fox", "a lazy dog sleeps", "the quick red fox", "cities by the river"]
 ROWS = sentences(50, seed=8)
 PICTURES = os.environ.get("PAGE_PICTURES")  # a folder to keep pictures in
-
-
-class Labelling:
-    """A model with a head, as far as the page sees one: what INTERFACES says of its answers."""
-
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
-
-    async def info(self) -> dict[str, Any]:
-        type_ = "reranker" if self.kind == "reranker" else "classifier"
-        return {"model_type": {type_: {"id2label": {}}}, "max_input_length": 48, "version": "0"}
-
-    async def check(self, deadline: float) -> None:
-        pass
-
-    async def respond(self, call: Call) -> Reply:
-        if self.kind == "reranker":
-            scores = [(place, len(text) / 100) for place, text in enumerate(call.data["texts"])]
-            return as_json([{"index": place, "score": score} for place, score in scores])
-        text = call.data["inputs"]
-        if self.kind == "entities":
-            found = [
-                {
-                    "entity_group": "city",
-                    "word": "Łódź",
-                    "start": text.index("Łódź"),
-                    "end": text.index("Łódź") + 4,
-                }
-            ]
-            return as_json([{**each, "score": 0.875} for each in found])
-        return as_json(
-            [{"label": f"label {i}", "score": score} for i, score in enumerate([0.1, 0.7, *[0.025] * 8])]
-        )
 
 
 @contextmanager
@@ -329,40 +298,77 @@ def test_a_key_is_asked_for_and_kept_in_memory_only(chromium, model, monkeypatch
         assert "open-sesame" not in chromium.script(kept)
 
 
+@pytest.fixture(scope="module")
+def heads(tmp_path_factory) -> Iterator[dict[str, ServedModel]]:
+    """Models of nine classes, of entities, and one that scores pairs."""
+    at = tmp_path_factory.mktemp("heads")
+    folders = {
+        "classes": tiny_head(at / "classes", [f"class {i}" for i in range(9)]),
+        "entities": tiny_task(at / "entities", EntitiesSettings(), ["O", "B-city", "I-city"], seed=3),
+        "reranker": tiny_head(at / "reranker", ["LABEL_0"], problem="regression"),
+    }
+    made = {}
+    for name, folder in folders.items():
+        settings = {"model.name": folder, "model.dtype": "float32", "workers.cpus": 1}
+        engine = load_engine(load(ServedModelSettings, settings=settings))
+        made[name] = ServedModel(name, engine, Limits(), ModelMetrics(name))
+    yield made
+    for model in made.values():
+        model.close()
+
+
 @pytest.mark.skipif("/predict" not in ROUTES, reason="no heads are served yet")
-def test_several_models_and_their_heads(chromium, model):
-    heads = {kind: Labelling(kind) for kind in ("classes", "entities", "reranker")}
+def test_several_models_and_their_heads(chromium, model, heads):
     with listening({"tiny": model, **heads}) as url:
         show(chromium, url)
         options = chromium.script(
             "return [...document.getElementById('model').options].map(one => one.value)"
         )
-        assert options == ["tiny", "classes", "entities", "reranker"]
+        assert options == ["tiny", *heads]
         compared(chromium, TEXTS)
-        choose(chromium, "classes", ["fox", "dog"])
-        rows = chromium.table("#results section:nth-of-type(2)")
-        assert rows[0] == ["label 1", "70.0 %"]
-        assert rows[1] == ["label 0", "10.0 %"]
+        choose(chromium, "classes")
+        compared(chromium, TEXTS[:2])
+        said = httpx.post(f"{url}predict", json={"model": "classes", "inputs": TEXTS[0]}).json()
+        chromium.script("for (const one of document.querySelectorAll('details')) one.open = true")
+        shown = chromium.table("#results section:nth-of-type(2)")
+        assert shown == [[one["label"], f"{100 * one['score']:.1f} %"] for one in said]
         assert chromium.script("return document.querySelectorAll('#results table').length") == 4
-        assert "predict" in chromium.text("#snippets")
+        code = chromium.script(
+            "return [...document.querySelectorAll('.snippet code')].map(one => one.textContent)"
+        )
+        if shutil.which("curl"):
+            done = subprocess.run(["bash", "-c", f"{code[0]} -s"], capture_output=True, check=True)
+            assert httpx.Response(200, content=done.stdout).json()[0][0]["label"] == said[0]["label"]
+        done = subprocess.run([sys.executable, "-c", code[1]], capture_output=True, check=True, text=True)
+        assert said[0]["label"] in done.stdout
+        assert chromium.script(LAYOUT)["pale"] == []
         picture(chromium, "classes-1280-light")
-        choose(chromium, "entities", ["😀 from Łódź to here"])
-        assert chromium.table("#results section") == [["city", "Łódź", "87.5 %"]]
-        assert chromium.text("mark") == "Łódźcity"
+        choose(chromium, "entities")
+        text = "😀 cities by the river, 東京 and other fox"
+        compared(chromium, [text])
+        said = httpx.post(f"{url}predict", json={"model": "entities", "inputs": text}).json()
+        assert said
+        shown = chromium.table("#results")
+        assert shown == [[one["entity_group"], one["word"], f"{100 * one['score']:.1f} %"] for one in said]
+        marks = chromium.script(
+            "return [...document.querySelectorAll('mark')].map(one => one.firstChild.data)"
+        )
+        assert marks == [one["word"] for one in said]
         picture(chromium, "entities-1280-light")
-        chromium.script("document.getElementById('model').value = 'reranker'")
-        chromium.script("document.getElementById('model').dispatchEvent(new Event('change'))")
-        chromium.type("#against", "fox")
-        compared(chromium, ["dog", "a longer text"])
-        assert [row[1] for row in chromium.table("#results")] == ["2\na longer text", "1\ndog"]
+        choose(chromium, "reranker")
+        chromium.type("#against", "quick fox")
+        compared(chromium, TEXTS)
+        body = {"model": "reranker", "query": "quick fox", "texts": TEXTS}
+        said = httpx.post(f"{url}rerank", json=body).json()
+        shown = chromium.table("#results")
+        assert [row[1] for row in shown] == [f"{one['index'] + 1}\n{TEXTS[one['index']]}" for one in said]
         picture(chromium, "reranker-1280-light")
         assert chromium.console() == []
 
 
-def choose(browser: Browser, name: str, texts: list[str]) -> None:
+def choose(browser: Browser, name: str) -> None:
     browser.script("document.getElementById('model').value = arguments[0]", name)
     browser.script("document.getElementById('model').dispatchEvent(new Event('change'))")
-    compared(browser, texts)
 
 
 def picture(browser: Browser, name: str) -> None:

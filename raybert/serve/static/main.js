@@ -6,7 +6,6 @@ import { shownTexts, snippets } from "./snippets.js";
 import { comparison, hits, labels, ranks, timings } from "./views.js";
 
 const MOST = 500; // texts; more are for a program
-const MOST_LABELLED = 50;
 const EXAMPLES = [
   "How do I read a gzip file?",
   "Open a compressed archive and print its lines",
@@ -91,7 +90,7 @@ function refresh() {
   $("count").textContent = given.length === 1 ? "1 text" : `${given.length} texts`;
   const search = $("search").hidden ? null : { model: service.name, ...searchBody() };
   const made = snippets({ ...service, base: here, model: service.name, texts: given, query: $("against").value, options: options(), keyed: hasKey(), search });
-  const left = given.length - (service.kind === "classifier" ? Math.min(1, given.length) : shownTexts(given));
+  const left = given.length - shownTexts(given);
   $("code-note").textContent = left ? `With the first ${given.length - left} of your ${given.length} texts.` : "";
   $("snippets").replaceChildren(...made.map(snippet));
 }
@@ -177,18 +176,12 @@ async function compare(given, signal) {
 }
 
 async function label(given, signal) {
-  if (given.length > MOST_LABELLED) throw new Problem(`The page labels ${MOST_LABELLED} texts at most; send more from a program.`);
-  const started = performance.now();
-  const shown = [];
-  let last;
-  for (const [place, text] of given.entries()) {
-    last = await ask("predict", { model: service.name, inputs: text, raw_scores: false, ...options() }, signal);
-    shown.push(labels(text, place, last.data));
-  }
-  const milliseconds = performance.now() - started;
-  const about = given.length > 1 ? [timings(last, [["the last of", count(given)]])] : [timings(last, [])];
-  $("results").replaceChildren(...about, ...shown);
-  return `${count(given)} in ${amount(milliseconds)} ms.`;
+  const inputs = given.map((text) => [text]);
+  const answer = await ask("predict", { model: service.name, inputs, raw_scores: false, ...options() }, signal);
+  const tokens = time(answer.headers, "x-compute-tokens");
+  const shown = answer.data.map((each, place) => labels(given[place], place, each));
+  $("results").replaceChildren(timings(answer, [["texts", amount(given.length)], ["tokens", amount(tokens)]]), ...shown);
+  return `${count(given)} in ${amount(answer.milliseconds)} ms.`;
 }
 
 async function rank(given, signal) {

@@ -25,7 +25,7 @@ function embedding(request) {
 function task(request) {
   const [path, body] = request.kind === "reranker"
     ? ["rerank", { model: request.model, query: request.query, texts: request.texts.slice(0, MOST), ...request.options }]
-    : ["predict", { model: request.model, inputs: request.texts[0] ?? "", raw_scores: false, ...request.options }];
+    : ["predict", { model: request.model, inputs: request.texts.slice(0, MOST).map((text) => [text]), raw_scores: false, ...request.options }];
   return [
     { title: "curl", text: curl(request, path, body) },
     { title: "Python, requests", text: requests(request, path, body) },
@@ -57,7 +57,7 @@ vectors = [each.embedding for each in answer.data]`;
 }
 
 function requests({ base, keyed }, path, body) {
-  const fields = Object.entries(body).map(([name, value]) => `\n        ${python(name)}: ${python(value)},`).join("");
+  const fields = Object.entries(body).map(([name, value]) => `\n        ${python(name)}: ${listed(value)},`).join("");
   const headers = keyed ? `\n    headers={"authorization": "Bearer " + os.environ["${VARIABLE}"]},` : "";
   return `${keyed ? "import os\n\n" : ""}import requests
 
@@ -67,6 +67,12 @@ answer = requests.post(
     },
 )
 print(answer.json())`;
+}
+
+/** A literal, of a list an entry a line. */
+function listed(value) {
+  if (!Array.isArray(value)) return python(value);
+  return `[${value.map((each) => `\n            ${python(each)},`).join("")}\n        ]`;
 }
 
 /** A literal. JSON's strings and numbers are Python's, too. */
