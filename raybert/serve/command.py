@@ -14,6 +14,7 @@ from raybert.corpus.paths import absolute
 from raybert.corpus.session import brings_own_ray, ray_session
 from raybert.encoder.folders import read_folder, resolve
 from raybert.serve.keys import Keys
+from raybert.serve.search import open_folder
 
 _HAPROXY = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
 _NAME = "raybert"
@@ -109,7 +110,10 @@ def _check_files(config: ServeConfig) -> None:
     for served in config.served.values():
         model = served.model
         path, _ = resolve(fetch_model(model.name), model.revision, code=model.trust_remote_code)
-        read_folder(path).weights()
+        folder = read_folder(path)
+        folder.weights()
+        if config.serve.index:
+            open_folder(config.serve.index, folder.digest())
 
 
 def _announce(config: ServeConfig, port: int) -> None:

@@ -34,7 +34,7 @@ _HELD_BYTES = (
 )  # of float32 vectors that are kept in memory; more are read from the files for every query
 _PATIENCE = 0.5  # share of the deadline that may be spent waiting for other searches
 # in what a query's vector and the folder's must be alike, to be compared
-_ALIKE = ("digest", "pooling", "layers", "dimension", "normalized")
+_ALIKE = ("pooling", "layers", "dimension", "normalized")
 
 
 logger = logging.getLogger("ray.serve")
@@ -68,6 +68,13 @@ class SearchResponse(BaseModel):
     hits: list[SearchHit]
 
 
+def open_folder(path: str, digest: str) -> VectorFolder:
+    """The folder of serve.index. Raises ValueError for none, or one that a model with another digest made."""
+    folder = VectorFolder.open(path, "serve.index")
+    _check_alike(folder, "digest", digest)
+    return folder
+
+
 class SearchIndex:
     """A folder written by `raybert embed`, as it is when this is made: files that come later are not searched.
 
@@ -82,8 +89,9 @@ class SearchIndex:
     """
 
     def __init__(self, path: str, encoder: Any, prompt: str | None = None) -> None:
-        self._folder = VectorFolder.open(path, "serve.index")
-        _check_alike(self._folder, encoder)
+        self._folder = open_folder(path, encoder.digest)
+        for key in _ALIKE:
+            _check_alike(self._folder, key, getattr(encoder, key))
         self.prompt: str = self._folder.metadata["prompt"] if prompt is None else prompt
         self.columns: list[str] = self._folder.filterable.names
         self.rows = _count(self._folder)
@@ -211,14 +219,13 @@ def _until(stop: threading.Event, read: Reader) -> Reader:
     return reading
 
 
-def _check_alike(folder: VectorFolder, encoder: Any) -> None:
-    for key in _ALIKE:
-        recorded, served = folder.metadata[key], getattr(encoder, key)
-        if recorded != served:
-            raise ValueError(
-                f"serve.index={public_uri(folder.path)} was made with {key}={_short(recorded)}, the served model has "
-                f"{_short(served)}: vectors of different models cannot be compared"
-            )
+def _check_alike(folder: VectorFolder, key: str, served: Any) -> None:
+    recorded = folder.metadata[key]
+    if recorded != served:
+        raise ValueError(
+            f"serve.index={public_uri(folder.path)} was made with {key}={_short(recorded)}, the served model has "
+            f"{_short(served)}: vectors of different models cannot be compared"
+        )
 
 
 def _short(value: Any) -> Any:

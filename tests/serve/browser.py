@@ -38,7 +38,7 @@ class Browser:
         port = next(filter(None, started))[1]
         self._url = f"http://127.0.0.1:{port}/session"
         words = ["headless=new", "no-sandbox", "disable-gpu", "disable-background-networking"]
-        options = {"args": [*words, "disable-dev-shm-usage"], "binary": CHROMIUM}
+        options = {"args": [*words, "disable-dev-shm-usage", "hide-scrollbars"], "binary": CHROMIUM}
         logs = {"browser": "ALL", "performance": "ALL"}
         wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": logs, "timeouts": {"script": 60_000}}
         session = self._call("", {"capabilities": {"alwaysMatch": wanted}})

@@ -19,7 +19,7 @@ from raybert.serve.loading import load_engine, load_index
 from raybert.serve.metrics import ModelMetrics
 from raybert.serve.model import Limits, ServedModel
 from raybert.serve.search import SearchIndex
-from tests.conftest import sentences
+from tests.conftest import raybert, sentences
 from tests.encoder.tiny import tiny_model
 from tests.serve.conftest import client, run
 from tests.vector_folders import make_folder
@@ -221,6 +221,14 @@ def test_folders_that_are_none_are_refused(engine, folder, tmp_path):
     assert load_index(None, config, engine) is None
     with pytest.raises(ValueError, match=r"needs a model that makes vectors"):
         load_index(folder, config, object())
+
+
+def test_the_command_refuses_before_ray_is_started(tiny, engine, tmp_path):
+    folder_of(tmp_path / "out", engine.encoder, digest="e" * 64)
+    done = raybert("serve", f"model.name={tiny}", "port=0", f"serve.index={tmp_path}/out", check=False)
+    assert done.returncode == 2
+    assert "out was made with digest=eeeeeeeeeeee, the served model has" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_a_file_that_went_away_is_an_error_of_the_server(engine, searching, tmp_path):

@@ -101,10 +101,10 @@ function pairs(texts, nearest, count) {
 
 function numbers(texts, vectors, copy) {
   const rows = vectors.slice(0, SHOWN).map((vector, i) =>
-    el("tr", {}, el("th", { scope: "row" }, numbered(i, texts[i])), ...vector.slice(0, NUMBERS).map((x) => el("td", {}, decimal(x, 4))), el("td", {}, vector.length > NUMBERS ? "…" : "")),
+    el("tr", {}, el("th", { scope: "row" }, numbered(i, texts[i])), ...vector.slice(0, NUMBERS).map((x) => el("td", {}, decimal(x, 4)))),
   );
   const width = vectors[0].length;
-  const head = ["Text", ...vectors[0].slice(0, NUMBERS).map((_, i) => String(i + 1)), width > NUMBERS ? `to ${width}` : ""];
+  const head = ["Text", ...vectors[0].slice(0, NUMBERS).map((_, i) => String(i + 1))];
   const button = el("button", { type: "button", class: "quiet", onclick: () => copy(JSON.stringify(vectors), button, "vectors") }, "Copy all as JSON");
   return el(
     "details",
