@@ -1,6 +1,6 @@
 """Search a folder of vectors: the exact nearest rows.
 
-    ray job submit --working-dir . -- python jobs/search.py s3://bucket/vectors/ 'how do I read a gzip file' k=5 format=json
+ray job submit --working-dir . -- python jobs/search.py s3://bucket/vectors/ 'how do I read a gzip file' k=5 format=json
 """
 
 import sys

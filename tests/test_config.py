@@ -117,7 +117,7 @@ def test_every_setting_says_what_it_means(verb):
 def test_shipped_yaml_files_load():
     from pathlib import Path
 
-    files = sorted(Path("jobs").glob("*.yaml"))
+    files = sorted(set(Path("jobs").glob("*.yaml")) - {Path("jobs/serve.yaml")})  # that is Ray Serve's file
     assert files
     for file in files:
         verb = next(

@@ -18,8 +18,9 @@ from raybert.serve.calls import Call
 from raybert.serve.front import Front
 from raybert.serve.http import Application, Reply
 from raybert.serve.keys import Keys
-from raybert.serve.loading import load_engine, load_index, threads_of
+from raybert.serve.loading import load_engine, load_index
 from raybert.serve.model import MAX_REQUESTS, Limits, ServedModel
+from raybert.serve.placement import settle
 
 # Ray Serve replaces a replica after three checks without an answer: one that is stuck, within half a minute
 _HEALTH_SECONDS = 8.0
@@ -155,7 +156,7 @@ def require_models(config: ServeConfig) -> None:
 def build(config: ServeConfig) -> serve.Application:
     """The application for settings that were checked."""
     settings = config.serve.model_dump(mode="json")
-    served = config.served
+    served = settle(config)
     if len(served) == 1:
         ((name, one),) = served.items()
         made = serve.deployment(serve.ingress()(_Alone)).options(
@@ -181,7 +182,7 @@ def _safe(name: str) -> str:
 
 def _options(served: ServedModelSettings, deadline: float) -> dict[str, Any]:
     """Of a deployment. What waits is bounded by the replica itself, in tokens; one that goes answers what it has first."""
-    count, gpus = served.workers.count, served.workers.gpus
+    count = served.workers.count
     low, high = count if isinstance(count, list) else (1, 1) if count == "auto" else (count, count)
     options: dict[str, Any] = {
         "max_ongoing_requests": MAX_REQUESTS,
@@ -191,8 +192,8 @@ def _options(served: ServedModelSettings, deadline: float) -> dict[str, Any]:
         "graceful_shutdown_timeout_s": deadline + 5,
         "max_surge_percent": 100,  # the new one answers before the old one goes
         "ray_actor_options": {
-            "num_cpus": threads_of(served),
-            "num_gpus": 0 if gpus == "auto" else gpus,
+            "num_cpus": served.workers.cpus,
+            "num_gpus": served.workers.gpus,
         },
     }
     if low == high:

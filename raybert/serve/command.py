@@ -11,9 +11,10 @@ from raybert.config import ConfigError, require
 from raybert.config.serving import ServeConfig
 from raybert.corpus.models import fetch_model
 from raybert.corpus.paths import absolute
-from raybert.corpus.session import brings_own_ray, ray_session
+from raybert.corpus.session import brings_own_ray, cores, ray_session
 from raybert.encoder.folders import read_folder, resolve
 from raybert.serve.keys import Keys
+from raybert.serve.placement import check_fits, settle
 from raybert.serve.search import open_folder
 
 _HAPROXY = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
@@ -34,6 +35,7 @@ def main(config: ServeConfig) -> int:
     _check_who_may_ask(config)
     if brings_own_ray():
         _check_files(config)
+        check_fits(settle(config), cores() + 1)  # as ray_session starts it
     settings = config.serve
     if settings.ingress == "haproxy":
         os.environ.update(_HAPROXY)  # read when Ray Serve is imported, here and in what Ray starts

@@ -7,7 +7,6 @@ from raybert.config import ConfigError
 from raybert.config.predicting import HeadModelSettings, HeadTaskSettings
 from raybert.config.serving import ServedModelSettings
 from raybert.corpus.models import fetch_model
-from raybert.corpus.session import cores
 from raybert.encoder.folders import read_folder, resolve
 from raybert.resolve import prepare_process
 from raybert.serve.search import SearchIndex
@@ -17,7 +16,7 @@ _VECTORS = ("similarity", "retrieval")  # tasks whose models are encoders
 
 
 def load_engine(served: ServedModelSettings) -> Any:
-    """The engine for a model: of an encoder, or of a model with a head.
+    """The engine for a model, whose `workers.cpus` is settled: of an encoder, or of a model with a head.
 
     Raises ValueError, one line that names the setting, for a model that cannot be loaded or served.
     """
@@ -38,15 +37,6 @@ def load_index(path: str | None, served: ServedModelSettings, engine: Any) -> Se
         raise ValueError(f"serve.index={path} needs a model that makes vectors; this one has a head")
     asked = served.model.prompt is not None or served.model.prompt_name is not None
     return SearchIndex(path, engine.encoder, engine.encoder.prompt if asked else None)
-
-
-def threads_of(served: ServedModelSettings) -> int:
-    """CPUs of a replica: as told, else all of this machine, but where several replicas are to share them."""
-    if served.workers.cpus != "auto":
-        return served.workers.cpus
-    count = served.workers.count
-    most = count[1] if isinstance(count, list) else 1 if count == "auto" else count
-    return max(1, cores() // most)
 
 
 def _head_task(served: ServedModelSettings) -> str | None:
@@ -83,7 +73,7 @@ def _load_encoder(served: ServedModelSettings) -> Any:
     from raybert.encoder.encoder import Encoder
     from raybert.serve.encoding import EncoderEngine
 
-    threads, model = threads_of(served), served.model
+    threads, model = int(served.workers.cpus), served.model
     encoder = Encoder.load(
         fetch_model(model.name),
         threads=threads,
@@ -107,6 +97,6 @@ def _load_head(served: ServedModelSettings) -> Any:
         device=device,
         dtype=dtype,
         batch_tokens=batch_tokens,
-        threads=threads_of(served),
+        threads=int(served.workers.cpus),
     )
     return HeadEngine(model.name, folder, predictor, device=device, dtype=dtype, batch_tokens=batch_tokens)

@@ -42,6 +42,13 @@ def _ours(ingress: str, dtype: str) -> tuple[str, ...]:
     return (*words, f"serve.ingress={ingress}", f"model.dtype={dtype}")
 
 
+def _routed(ingress: str) -> tuple[str, ...]:
+    """The same model beside another, so behind the router; it has as many threads as alone."""
+    words = ("{python}", "-m", "raybert", "serve", "models.model.model.name={model}", "serve.port={port}")
+    words += ("models.model.workers.cpus=2", "models.other.model.name={model}", "models.other.workers.cpus=1")
+    return (*words, f"serve.ingress={ingress}")
+
+
 def _small(kind: str, dtype: str) -> tuple[str, ...]:
     return ("{python}", str(Path(__file__)), kind, "{model}", "{port}", dtype)
 
@@ -77,6 +84,7 @@ SIDES = {
     for side in (
         Side("raybert haproxy", _V1, _ours("haproxy", "auto")),
         Side("raybert proxy", _V1, _ours("proxy", "auto")),
+        Side("raybert router haproxy", _V1, _routed("haproxy")),
         Side("raybert bare", _V1, _small("bare", "auto")),
         Side("raybert haproxy float32", _V1, _ours("haproxy", "float32")),
         Side("raybert proxy float32", _V1, _ours("proxy", "float32")),
@@ -215,11 +223,14 @@ def bare(model: str, dtype: str) -> Any:
     """The ASGI application that a replica has."""
     from raybert.config import load
     from raybert.config.serving import ServedModelSettings, ServeSettings
+    from raybert.corpus.session import cores
     from raybert.serve.app import application
     from raybert.serve.loading import load_engine
     from raybert.serve.model import Limits, ServedModel
 
-    served = load(ServedModelSettings, settings={"model": {"name": model, "dtype": dtype}})
+    served = load(
+        ServedModelSettings, settings={"model": {"name": model, "dtype": dtype}, "workers.cpus": cores()}
+    )
     made = ServedModel("model", load_engine(served), Limits(), _NoMetrics())
     return application({"model": made}, ServeSettings())
 
