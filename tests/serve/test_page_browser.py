@@ -26,7 +26,6 @@ from raybert.serve.app import application
 from raybert.serve.loading import load_engine
 from raybert.serve.metrics import ModelMetrics
 from raybert.serve.model import Limits, ServedModel
-from raybert.serve.routes import ROUTES
 from raybert.serve.search import SearchIndex
 from tests.conftest import sentences
 from tests.heads import tiny_head, tiny_task
@@ -317,7 +316,6 @@ def heads(tmp_path_factory) -> Iterator[dict[str, ServedModel]]:
         model.close()
 
 
-@pytest.mark.skipif("/predict" not in ROUTES, reason="no heads are served yet")
 def test_several_models_and_their_heads(chromium, model, heads):
     with listening({"tiny": model, **heads}) as url:
         show(chromium, url)
