@@ -70,6 +70,7 @@ class ModelReplica:
 
     async def check_health(self) -> None:
         """Asked by Ray Serve, which replaces a replica that fails or does not answer."""
+        self._model.metrics.tell(now=True)  # what came last before a pause
         await self._model.check(_HEALTH_SECONDS / 2)
 
     def record_autoscaling_stats(self) -> dict[str, float]:

@@ -40,6 +40,9 @@ def main(config: ServeConfig) -> int:
     if settings.ingress == "haproxy":
         os.environ.update(_HAPROXY)  # read when Ray Serve is imported, here and in what Ray starts
     os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
+    os.environ.setdefault(
+        "RAY_worker_niceness", "0"
+    )  # Ray's workers would give way to everything else, at 15
     port = settings.port or _free_port(settings.host)
     _check_free(settings.host, port)
     with ray_session():
