@@ -25,7 +25,7 @@ def test_there_is_one_for_each_job():
 def test_its_docstring_shows_a_line_that_works(script, monkeypatch):
     monkeypatch.chdir(ROOT)
     tree = ast.parse(script.read_text())
-    (line,) = re.findall(r"^    (ray job submit .*)$", ast.get_docstring(tree, clean=False), re.MULTILINE)
+    (line,) = re.findall(r"^ *(ray job submit .*)$", ast.get_docstring(tree), re.MULTILINE)
     words = shlex.split(line)
     assert words[: words.index("--") + 3] == [
         *("ray", "job", "submit", "--working-dir", ".", "--", "python", f"jobs/{script.stem}.py")
