@@ -8,8 +8,10 @@ import torch
 from tokenizers import Tokenizer
 
 from raybert.config import EmbedConfig, PredictConfig, load
+from raybert.config.serving import ServedModelSettings
 from raybert.resolve import load_as_resolved as load_encoder
 from raybert.resolve_head import load_as_resolved, resolve_head
+from raybert.serve.loading import load_engine
 from tests.encoder.test_adapted import TEXTS, inputs, made
 from tests.encoder.tiny import tiny_model
 from tests.heads import sequences
@@ -38,6 +40,19 @@ def test_predictions_are_those_of_the_trained_module(tmp_path, name):
         expected = model(**inputs(tmp_path)).logits.numpy()
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert np.ptp(found, axis=0).min() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["prefix", "bottleneck", "bitfit"])
+def test_a_service_answers_with_the_head_of_the_adapter(tmp_path, name):
+    model = made(tmp_path, name)
+    given = {"model.name": str(tmp_path / "adapter"), "model.dtype": "float32", "workers.cpus": 1}
+    engine = load_engine(load(ServedModelSettings, settings=given))
+    assert engine.task == "classification"
+    prepared = engine.tokenize(TEXTS, engine.way(None))
+    (found,) = engine.run(engine.way(None), [(prepared, 0, len(TEXTS))])
+    with torch.no_grad():
+        expected = model(**inputs(tmp_path)).logits.numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_workers_refuse_a_base_that_changed_meanwhile(tmp_path):

@@ -43,7 +43,6 @@ class _Call:
     results: list[Any]
     missing: int
     done: asyncio.Future[None]
-    arrived: float
     started: float = 0.0
 
 
@@ -122,7 +121,7 @@ class Batcher:
         if not len(lengths):
             return [], 0.0
         done = asyncio.get_running_loop().create_future()
-        call = _Call(payload, way, [None] * len(lengths), len(lengths), done, now)
+        call = _Call(payload, way, [None] * len(lengths), len(lengths), done)
         job = Job(lengths, call, bulk=bulk)
         self._queue.push(job, first=first)
         if self._work is None or self._work.done():
@@ -153,9 +152,9 @@ class Batcher:
             self.seconds += seconds
             if full and seconds > 0:
                 self.rate += _SMOOTHING * (float(lengths.sum()) / seconds - self.rate)
-            self._on_step(lengths, seconds)
             for (job, first, end), result in zip(picked, found, strict=True):
                 _deliver(self._queue, job, first, end, result)
+            self._on_step(lengths, seconds)
 
     def _step(self, picked: Sequence[tuple[Job, int, int]]) -> list[Sequence[Any] | Exception]:
         """In the thread: a result for every job, or what went wrong with it alone."""

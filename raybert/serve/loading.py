@@ -7,6 +7,7 @@ from raybert.config import ConfigError
 from raybert.config.predicting import HeadModelSettings, HeadTaskSettings
 from raybert.config.serving import ServedModelSettings
 from raybert.corpus.models import fetch_model
+from raybert.encoder.adapter_folder import is_adapter
 from raybert.encoder.folders import read_folder, resolve
 from raybert.resolve import prepare_process
 from raybert.serve.search import SearchIndex
@@ -53,7 +54,8 @@ def _head_task(served: ServedModelSettings) -> str | None:
             f"model.name: {folder.transformer / 'config.json'} cannot be read: {error}"
         ) from error
     task = task_of(shape, model.name)
-    if task is None or task in _VECTORS or folder.pooling is not None:
+    # an adapter's folder has a pooling where its base has one, whatever the adapter is for
+    if task is None or task in _VECTORS or (folder.pooling is not None and not is_adapter(path)):
         return None
     if task not in SERVED_TASKS:
         raise ConfigError(

@@ -21,9 +21,8 @@ from raybert.serve.search import SearchIndex
 _CHARS_PER_TOKEN = 4  # before a text is tokenized it counts as so many characters a token
 _SPECIALS = 2
 _PATIENCE = 0.5  # share of the deadline that may be spent waiting
-_STEP_SECONDS = (
-    0.5  # of a step at most: so long does a short request wait for the model, and whoever asks for its health
-)
+# of a step at most: so long does a short request wait for the model, and whoever asks for its health
+_STEP_SECONDS = 0.5
 
 MAX_REQUESTS = 100_000
 """That a replica takes at once: what waits is bounded in tokens."""

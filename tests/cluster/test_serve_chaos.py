@@ -168,6 +168,16 @@ def test_a_new_model_rolls_in_and_back_without_a_failed_request(replicas, tiny, 
     assert set(load.answers) == {200}
 
 
+def test_a_model_that_does_not_load_leaves_the_old_one_serving(replicas, tmp_path):
+    with Load(replicas) as load:
+        time.sleep(1)
+        with pytest.raises(RuntimeError):
+            deploy(config(str(tmp_path), **{"workers.count": 2}))
+        time.sleep(1)
+    print(load)
+    assert set(load.answers) == {200}
+
+
 def test_a_stopped_replica_is_replaced(replicas):
     before = processes("ServeReplica")
     with Load(replicas, tries=8) as load:
