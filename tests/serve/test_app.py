@@ -34,6 +34,18 @@ def test_one_model_is_one_deployment_and_several_are_behind_a_router():
     assert inner["b/c"]._deployment_config.autoscaling_config is None
 
 
+def test_the_network_policy_opens_no_port_of_haproxy_but_the_one_for_requests():
+    policy = yaml.safe_load((SHIPPED.parents[1] / "cluster/networkpolicy.yaml").read_text())
+    assert (policy["kind"], policy["apiVersion"]) == ("NetworkPolicy", "networking.k8s.io/v1")
+    assert policy["spec"]["policyTypes"] == ["Ingress"]
+    pods = policy["spec"]["podSelector"]
+    for rule in policy["spec"]["ingress"]:
+        open_to_all_ports = "ports" not in rule
+        # Ray's own pods may reach each other everywhere, others only what is named
+        assert open_to_all_ports == (rule["from"] == [{"podSelector": pods}])
+        assert {port["port"] for port in rule.get("ports", [])} <= {8000, 8080, 8265}
+
+
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
