@@ -44,6 +44,9 @@ VERBS = {
 }
 
 
+_EXTRAS = {"serve": "serve"}  # of pyproject.toml, that verbs need
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb. Returns 0, 1 for a failed run, 2 for settings or input that must be changed first."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -69,6 +72,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = parse(name, rest)
         module = import_module(VERBS[name].module)
         return module.main(config)
+    except ModuleNotFoundError as error:
+        if name not in _EXTRAS:
+            raise
+        what = f"pip install 'raybert[{_EXTRAS[name]}]' brings it"
+        return _fail(f"raybert {name} needs what is not installed ({error}); {what}", 2, debug=True)
     except ValueError as error:  # bad settings or input: one line, no trace
         return _fail(str(error), 2, debug=not isinstance(error, settings.ConfigError))
     except KeyboardInterrupt as stop:

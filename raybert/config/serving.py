@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from raybert.config.core import Settings
+from raybert.config.core import Settings, require
 from raybert.config.groups import ModelSettings, WorkersSettings
 from raybert.config.paths import Place
 
@@ -99,3 +99,9 @@ class ServeConfig(ServedModelSettings):
         name = self.serve.name or re.split(r"[/\\]", self.model.name.rstrip("/\\"))[-1] or "model"
         alone = ServedModelSettings(model=self.model, workers=self.workers, batch_tokens=self.batch_tokens)
         return {name: alone}
+
+
+def require_models(config: ServeConfig) -> None:
+    """Raise ConfigError where there is nothing to serve."""
+    if not config.models:
+        require(config, "model.name")

@@ -11,8 +11,8 @@ from typing import Any
 
 from ray import serve
 
-from raybert.config import ConfigError, load, require
-from raybert.config.serving import ServeConfig, ServedModelSettings, ServeSettings
+from raybert.config import ConfigError, load
+from raybert.config.serving import ServeConfig, ServedModelSettings, ServeSettings, require_models
 from raybert.corpus.paths import absolute
 from raybert.serve.calls import Call
 from raybert.serve.front import Front
@@ -20,7 +20,7 @@ from raybert.serve.http import Application, Reply
 from raybert.serve.keys import Keys
 from raybert.serve.loading import load_engine, load_index
 from raybert.serve.model import MAX_REQUESTS, Limits, ServedModel
-from raybert.serve.placement import settle
+from raybert.serve.placement import range_of, settle
 
 # Ray Serve replaces a replica after three checks without an answer: one that is stuck, within half a minute
 _HEALTH_SECONDS = 8.0
@@ -39,10 +39,8 @@ class ModelReplica:
     async def __init__(self, name: str, served: dict[str, Any], settings: dict[str, Any]) -> None:
         from raybert.serve.metrics import ModelMetrics
 
-        config, self._settings = (
-            load(ServedModelSettings, settings=served),
-            load(ServeSettings, settings=settings),
-        )
+        config = load(ServedModelSettings, settings=served)
+        self._settings = load(ServeSettings, settings=settings)
         self._name = name
         # the event loop stays free for Ray Serve's questions
         engine = await asyncio.to_thread(load_engine, config)
@@ -148,12 +146,6 @@ def app(args: dict) -> serve.Application:
     return build(absolute(config))
 
 
-def require_models(config: ServeConfig) -> None:
-    """Raise ConfigError where there is nothing to serve."""
-    if not config.models:
-        require(config, "model.name")
-
-
 def build(config: ServeConfig) -> serve.Application:
     """The application for settings that were checked."""
     settings = config.serve.model_dump(mode="json")
@@ -183,8 +175,7 @@ def _safe(name: str) -> str:
 
 def _options(served: ServedModelSettings, deadline: float) -> dict[str, Any]:
     """Of a deployment. What waits is bounded by the replica itself, in tokens; one that goes answers what it has first."""
-    count = served.workers.count
-    low, high = count if isinstance(count, list) else (1, 1) if count == "auto" else (count, count)
+    low, high = range_of(served)
     options: dict[str, Any] = {
         "max_ongoing_requests": MAX_REQUESTS,
         "health_check_period_s": _PERIOD_SECONDS,

@@ -7,8 +7,8 @@ import socket
 import sys
 import time
 
-from raybert.config import ConfigError, require
-from raybert.config.serving import ServeConfig
+from raybert.config import ConfigError
+from raybert.config.serving import ServeConfig, require_models
 from raybert.corpus.models import fetch_model
 from raybert.corpus.paths import absolute
 from raybert.corpus.session import brings_own_ray, cores, ray_session
@@ -30,8 +30,7 @@ def main(config: ServeConfig) -> int:
         ValueError: settings that cannot be used.
         RuntimeError: the service does not start.
     """
-    if not config.models:
-        require(config, "model.name")
+    require_models(config)
     _check_who_may_ask(config)
     if brings_own_ray():
         _check_files(config)
@@ -40,9 +39,8 @@ def main(config: ServeConfig) -> int:
     if settings.ingress == "haproxy":
         os.environ.update(_HAPROXY)  # read when Ray Serve is imported, here and in what Ray starts
     os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
-    os.environ.setdefault(
-        "RAY_worker_niceness", "0"
-    )  # Ray's workers would give way to everything else, at 15
+    # Ray's workers would give way to everything else, at 15
+    os.environ.setdefault("RAY_worker_niceness", "0")
     port = settings.port or _free_port(settings.host)
     _check_free(settings.host, port)
     with ray_session():

@@ -1,6 +1,5 @@
 """The encoder of a replica: texts to token ids in one thread, ids to vectors in another."""
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,14 +11,14 @@ import torch
 from raybert.encoder.encoder import Encoder
 from raybert.encoder.tokenizing import TextTokenizer, Tokenized
 from raybert.serve import openai, tei
-from raybert.serve.batcher import Part
+from raybert.serve.batcher import Part, measured_rate
 from raybert.serve.errors import ApiError, invalid
 from raybert.serve.tokens import Tokens
 from raybert.tasks.bi_encoder import DOCUMENT_PROMPTS
+from raybert.tasks.words import offsets_of
 
 _MOST_NUMBERS = 2**24  # in an answer with a vector for every token
 _LEAST_TOKENS = 64  # that a thread of the CPU is given of its own
-_WARM_UP_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -165,18 +164,11 @@ class EncoderEngine:
         return np.ascontiguousarray(vectors, np.float32)
 
     def warm_up(self) -> float:
-        """Tokens a second of full steps, after the first has paid for everything that is made once."""
+        """Tokens a second of full steps."""
         way = Way(self.encoder.prompt)
         text = "a " * min(self.encoder.max_length // 2, 62)
         rows = max(1, self.step_tokens // int(self.tokenize([text], way).lengths[0]))
-        tokens = self.tokenize([text] * rows, way)
-        part = (tokens, 0, rows)
-        self.run(way, [part])
-        started, steps = time.perf_counter(), 0
-        while not steps or (time.perf_counter() - started < _WARM_UP_SECONDS and steps < 10):
-            self.run(way, [part])
-            steps += 1
-        return steps * float(tokens.lengths.sum()) / (time.perf_counter() - started)
+        return measured_rate(self.run, way, self.tokenize([text] * rows, way))
 
 
 @contextmanager
@@ -200,5 +192,5 @@ def _join(parts: Sequence[Part]) -> Tokenized:
         values.append(tokens.values[tokens.offsets[first] : tokens.offsets[end]])
         lengths.append(tokens.lengths[first:end])
         truncated.append(tokens.truncated[first:end])
-    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.concatenate(lengths))])
+    offsets = offsets_of(np.concatenate(lengths))
     return Tokenized(np.concatenate(values), offsets, np.concatenate(truncated), parts[0][0].prompt_tokens)

@@ -1,6 +1,5 @@
 """The model with a head of a replica: texts to examples in one thread, examples to logits in another."""
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,7 +12,7 @@ from raybert.config.finetune import ClassificationSettings
 from raybert.predict_shard import prepare_unlabelled
 from raybert.resolve_head import HeadFolder
 from raybert.serve import tei
-from raybert.serve.batcher import Part
+from raybert.serve.batcher import Part, measured_rate
 from raybert.serve.calls import Route
 from raybert.serve.errors import invalid
 from raybert.serve.model import Unusable
@@ -26,7 +25,6 @@ from raybert.tasks.words import offsets_of
 SERVED_TASKS = ("classification", "entities", "selection")
 """What a head may be for."""
 
-_WARM_UP_SECONDS = 1.0
 _KINDS = {"softmax": "single", "sigmoid": "multi", "none": "regression"}  # whose scores these functions give
 
 
@@ -168,19 +166,11 @@ class HeadEngine:
         return self._predictor.computed_tokens(lengths)
 
     def warm_up(self) -> float:
-        """Tokens a second of full steps, after the first has paid for everything that is made once."""
+        """Tokens a second of full steps."""
         text = "a " * min(self.max_length // 4, 62)
         inputs: Any = [(text, text)] if self.task == "selection" else [text]
-        one = self.tokenize(inputs, HeadWay())
-        rows = max(1, self.step_tokens // int(one.lengths.sum()))
-        prepared = self.tokenize(inputs * rows, HeadWay())
-        part = (prepared, 0, len(prepared.lengths))
-        self.run(HeadWay(), [part])
-        started, steps = time.perf_counter(), 0
-        while not steps or (time.perf_counter() - started < _WARM_UP_SECONDS and steps < 10):
-            self.run(HeadWay(), [part])
-            steps += 1
-        return steps * float(prepared.lengths.sum()) / (time.perf_counter() - started)
+        rows = max(1, self.step_tokens // int(self.tokenize(inputs, HeadWay()).lengths.sum()))
+        return measured_rate(self.run, HeadWay(), self.tokenize(inputs * rows, HeadWay()))
 
 
 def _join(parts: Sequence[Part]) -> Examples:

@@ -12,7 +12,7 @@ def settle(config: ServeConfig) -> dict[str, ServedModelSettings]:
     the number. A replica gets a GPU where the cluster shows any now.
     """
     served = config.served
-    replicas = sum(_most(one) for one in served.values())
+    replicas = sum(range_of(one)[1] for one in served.values())
     gpus = 1.0 if _gpus_here() else 0.0
     found = {}
     for name, one in served.items():
@@ -27,22 +27,22 @@ def settle(config: ServeConfig) -> dict[str, ServedModelSettings]:
 
 def check_fits(served: dict[str, ServedModelSettings], cpus: int) -> None:
     """Raise ConfigError where the first replicas of all models need more CPUs than there are: they would wait for ever."""
-    wanted = {name: _least(one) * int(one.workers.cpus) for name, one in served.items()}
+    wanted = {name: range_of(one)[0] * int(one.workers.cpus) for name, one in served.items()}
     if sum(wanted.values()) > cpus:
-        told = ", ".join(f"{name} {_least(one)} x {one.workers.cpus} CPUs" for name, one in served.items())
+        told = ", ".join(
+            f"{name} {range_of(one)[0]} x {one.workers.cpus} CPUs" for name, one in served.items()
+        )
         raise ConfigError(
             f"the replicas do not fit on the {cpus} CPUs of this machine ({told}); lower workers.count or workers.cpus"
         )
 
 
-def _least(served: ServedModelSettings) -> int:
+def range_of(served: ServedModelSettings) -> tuple[int, int]:
+    """The least and the most replicas; auto is one."""
     count = served.workers.count
-    return count[0] if isinstance(count, list) else 1 if count == "auto" else count
-
-
-def _most(served: ServedModelSettings) -> int:
-    count = served.workers.count
-    return count[1] if isinstance(count, list) else 1 if count == "auto" else count
+    if isinstance(count, list):
+        return count[0], count[1]
+    return (1, 1) if count == "auto" else (count, count)
 
 
 def _gpus_here() -> bool:

@@ -29,9 +29,8 @@ from raybert.serve.calls import Body, Call, Route, as_json
 from raybert.serve.errors import ApiError, invalid
 from raybert.serve.http import Reply
 
-_HELD_BYTES = (
-    512 << 20
-)  # of float32 vectors that are kept in memory; more are read from the files for every query
+# of float32 vectors that are kept in memory; more are read from the files for every query
+_HELD_BYTES = 512 << 20
 _PATIENCE = 0.5  # share of the deadline that may be spent waiting for other searches
 # in what a query's vector and the folder's must be alike, to be compared
 _ALIKE = ("pooling", "layers", "dimension", "normalized")

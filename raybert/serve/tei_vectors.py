@@ -13,18 +13,22 @@ from raybert.serve.ranks import RerankRequest, RerankResponse, ranked
 from raybert.serve.texts import TextList, Texts
 
 Side = Literal["left", "right", "Left", "Right"] | None  # TEI writes them with capitals, its clients without
-_TRUNCATE = "cut texts that are too long, instead of refusing them"
-_SIDE = "what is cut; default: as the model's tokenizer does"
-_PROMPT = "one of the model's prompts, put before every text"
 
 
-class EmbedAllRequest(Body):
+class TextParameters(Body):
+    """How texts become vectors."""
+
+    truncate: bool | None = Field(None, description="cut texts that are too long, instead of refusing them")
+    truncation_direction: Side = Field(
+        None, description="what is cut; default: as the model's tokenizer does"
+    )
+    prompt_name: str | None = Field(None, description="one of the model's prompts, put before every text")
+
+
+class EmbedAllRequest(TextParameters):
     """POST /embed_all."""
 
     inputs: Texts = Field(description="a text or several")
-    truncate: bool | None = Field(None, description=_TRUNCATE)
-    truncation_direction: Side = Field(None, description=_SIDE)
-    prompt_name: str | None = Field(None, description=_PROMPT)
 
 
 class EmbedRequest(EmbedAllRequest):
@@ -41,19 +45,11 @@ class SimilarityInputs(Body):
     sentences: TextList
 
 
-class SimilarityParameters(Body):
-    """How texts become vectors."""
-
-    truncate: bool | None = Field(None, description=_TRUNCATE)
-    truncation_direction: Side = Field(None, description=_SIDE)
-    prompt_name: str | None = Field(None, description=_PROMPT)
-
-
 class SimilarityRequest(Body):
     """POST /similarity."""
 
     inputs: SimilarityInputs
-    parameters: SimilarityParameters | None = None
+    parameters: TextParameters | None = None
 
 
 class EmbedResponse(RootModel[list[list[float]]]):
@@ -87,7 +83,7 @@ async def embed_all(model: Any, request: EmbedAllRequest, call: Call) -> Reply:
 
 async def similarity(model: Any, request: SimilarityRequest, call: Call) -> Reply:
     """Cosines of one text and others."""
-    inputs, given = request.inputs, request.parameters or SimilarityParameters()
+    inputs, given = request.inputs, request.parameters or TextParameters()
     texts = texts_of(inputs.sentences, "inputs.sentences")
     texts_of(inputs.source_sentence, "inputs.source_sentence")
     way = model.engine.way(given.prompt_name or call.prompt_name, side=given.truncation_direction)

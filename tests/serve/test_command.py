@@ -94,3 +94,13 @@ def test_a_port_that_is_taken(tiny):
         done = raybert("serve", f"model.name={tiny}", f"port={port}", check=False)
     assert done.returncode == 2
     assert f"serve.port={port}" in done.stderr
+
+
+@pytest.mark.parametrize("missing", ["orjson", "fastapi"])
+def test_what_serving_needs_is_not_installed(tiny, missing):
+    code = f"import sys; sys.modules[{missing!r}] = None; from raybert.__main__ import main; "
+    code += f"sys.exit(main(['serve', 'model.name={tiny}', 'serve.port=0']))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2, done.stderr
+    assert "pip install 'raybert[serve]'" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1

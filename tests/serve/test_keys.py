@@ -49,6 +49,8 @@ def test_a_file_that_vanishes_or_empties_lets_in_whom_it_did(tmp_path, at_once):
     keys.check("Bearer key")
     path.unlink()
     keys.check("Bearer key")
+    with pytest.raises(ApiError):
+        keys.check("Bearer other")
 
 
 @pytest.mark.parametrize("source", ["env:NOT_THERE", "/not/there"])

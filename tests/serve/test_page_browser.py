@@ -3,10 +3,8 @@
 import itertools
 import os
 import shutil
-import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +15,6 @@ import httpx
 import numpy as np
 import pyarrow as pa
 import pytest
-import uvicorn
 
 from raybert.config import load
 from raybert.config.serving import ServedModelSettings, ServeSettings
@@ -29,6 +26,7 @@ from raybert.serve.model import Limits, ServedModel
 from raybert.serve.search import SearchIndex
 from tests.conftest import sentences
 from tests.heads import tiny_head, tiny_task
+from tests.serve import services
 from tests.serve.browser import CHROMIUM, DRIVER, Browser
 from tests.vector_folders import make_folder
 
@@ -42,21 +40,8 @@ PICTURES = os.environ.get("PAGE_PICTURES")  # a folder to keep pictures in
 @contextmanager
 def listening(models: dict[str, Any], **settings: Any) -> Iterator[str]:
     """The address of a service."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    app = application(models, ServeSettings(**settings))
-    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error", lifespan="off"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        while not server.started:
-            assert thread.is_alive()
-            time.sleep(0.01)
-        yield f"http://127.0.0.1:{port}/"
-    finally:
-        server.should_exit = True
-        thread.join(10)
+    with services.listening(application(models, ServeSettings(**settings))) as address:
+        yield f"{address}/"
 
 
 @pytest.fixture(scope="module")
