@@ -122,7 +122,7 @@ def _verb_help(name: str) -> str:
     width = max(len(key) for key, _, _ in rows)
     lines = [verb.config.__doc__, "", f"usage: raybert {name} {verb.usage}", ""]
     for key, default, meaning in rows:
-        shown = f" [{default}]" if default not in ("", "null", "[]") else ""
+        shown = f" [{default}]" if default not in ("", "null", "[]", "{}") else ""
         lines.append(f"  {key:{width}}  {meaning}{shown}")
     return "\n".join(
         [

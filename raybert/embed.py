@@ -14,8 +14,9 @@ from raybert.config import EmbedConfig, dump_yaml, load, require
 from raybert.corpus.job import Job, name_for
 from raybert.corpus.paths import absolute, public, public_name
 from raybert.corpus.plan import Plan, type_from, type_text
+from raybert.corpus.pool import Pool
 from raybert.corpus.report import Report
-from raybert.corpus.session import Pool, brings_own_ray
+from raybert.corpus.session import brings_own_ray
 from raybert.corpus.texts import text_columns, wanted_columns
 from raybert.corpus.vectors import check_storable, schema, write_card
 from raybert.embed_shard import LoadEncoder, PrepareShard, vector_metadata

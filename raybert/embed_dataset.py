@@ -32,7 +32,7 @@ def embed_dataset(ds: "Dataset", config: EmbedConfig | Mapping[str, Any]) -> "Da
     """
     import ray.data
 
-    from raybert.corpus.session import worker_pool
+    from raybert.corpus.pool import worker_pool
 
     if not isinstance(config, EmbedConfig):
         config = load(EmbedConfig, settings=config)
@@ -47,8 +47,7 @@ def embed_dataset(ds: "Dataset", config: EmbedConfig | Mapping[str, Any]) -> "Da
         batch_size=config.output.rows_per_shard,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(min_size=pool.low, max_size=pool.high),
-        num_cpus=pool.cpus,
-        num_gpus=pool.gpus or None,
+        **pool.needs,
     )
 
 

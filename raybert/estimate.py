@@ -9,9 +9,9 @@ import numpy as np
 from raybert.config import EmbedConfig
 from raybert.corpus.ledger import Source
 from raybert.corpus.plan import Plan
+from raybert.corpus.pool import Pool
 from raybert.corpus.progress import duration
 from raybert.corpus.readers import Shard, read
-from raybert.corpus.session import Pool
 from raybert.corpus.texts import text_columns, texts_and_reasons, wanted_columns
 from raybert.embed_shard import PrepareShard
 from raybert.encoder.tokenizing import Tokenized

@@ -15,7 +15,8 @@ from raybert.config import dump_yaml, load, require
 from raybert.config.finetune import FinetuneConfig
 from raybert.config.several import SeveralSettings
 from raybert.corpus.paths import absolute, public
-from raybert.corpus.session import Pool, ray_session
+from raybert.corpus.pool import Pool
+from raybert.corpus.session import ray_session
 from raybert.corpus.store import Store
 from raybert.train.folder import REPORT, figures_of, job_of, train_in_folder
 from raybert.train.task_job import (

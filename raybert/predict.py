@@ -18,9 +18,9 @@ from raybert.config.predicting import HeadTaskSettings, PredictConfig, PredictDa
 from raybert.corpus.job import Job, name_for
 from raybert.corpus.paths import absolute, public, public_name
 from raybert.corpus.plan import Plan, type_from, type_text
+from raybert.corpus.pool import Pool
 from raybert.corpus.readers import REASON
 from raybert.corpus.report import Report
-from raybert.corpus.session import Pool
 from raybert.corpus.texts import text_columns, wanted_columns
 from raybert.corpus.vectors import KEY, check_storable
 from raybert.outlook import Outlook

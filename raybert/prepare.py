@@ -16,8 +16,9 @@ from raybert.corpus.job import Job, name_for
 from raybert.corpus.models import fetch_model
 from raybert.corpus.paths import absolute, public, public_name
 from raybert.corpus.plan import Plan, type_from, type_text
+from raybert.corpus.pool import Pool
 from raybert.corpus.report import Report
-from raybert.corpus.session import Pool, cluster_map
+from raybert.corpus.session import cluster_map
 from raybert.corpus.texts import text_columns, wanted_columns
 from raybert.encoder.hub import resolve
 from raybert.outlook import Outlook

@@ -11,7 +11,7 @@ from typing import Any
 from raybert import __version__
 from raybert.config import EmbedConfig, ModelSettings
 from raybert.corpus.models import fetch_model
-from raybert.corpus.session import Pool, threads_of
+from raybert.corpus.pool import Pool, threads_of
 
 # What `Encoder.load` is given of the resolved values.
 _ENCODER_KEYS = (
@@ -53,7 +53,7 @@ def on_workers(function: Any, calls: Sequence[tuple[Any, ...]], pool: Pool, mode
     import ray
     from ray.exceptions import RayError, RayTaskError
 
-    task = ray.remote(num_cpus=pool.cpus, num_gpus=pool.gpus or None, max_retries=2)(function)
+    task = ray.remote(max_retries=2, **pool.needs)(function)
     try:
         answers = [task.remote(*call) for call in calls]
         if not ray.wait(answers, timeout=30)[0]:
@@ -263,7 +263,7 @@ def time_encoding(config: EmbedConfig, resolved: Mapping[str, Any], pool: Pool, 
     """Tokens per second of one worker on a sample."""
     import ray
 
-    task = ray.remote(num_cpus=pool.cpus, num_gpus=pool.gpus or None)(_time_encoding)
+    task = ray.remote(**pool.needs)(_time_encoding)
     return ray.get(task.remote(config.model, dict(resolved), tokenized))
 
 

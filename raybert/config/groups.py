@@ -1,5 +1,6 @@
 """Groups of settings: the same key means the same thing in every verb."""
 
+import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -171,6 +172,27 @@ class WorkersSettings(Settings):
     cpus: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto", description="CPUs and compute threads of one process"
     )
+    labels: dict[str, str] = Field(
+        {},
+        description='labels of the nodes they run on, as in {"ray.io/accelerator-type": "H100"}; a value may be !x, in(x,y)',
+    )
+    reader_labels: dict[str, str] = Field(
+        {}, description="labels of the nodes where texts are read and tokenized; default: any node"
+    )
+    wait: float = Field(
+        0,
+        ge=0,
+        description="seconds that an autoscaler may take to bring the first nodes; 0: the cluster does not grow",
+    )
+
+    @field_validator("labels", "reader_labels")
+    @classmethod
+    def _as_ray_selects(cls, value: dict[str, str]) -> dict[str, str]:
+        """What Ray would refuse in a worker is refused here."""
+        for key, wanted in value.items():
+            if not re.fullmatch(r"!?(in\(\s*[\w.-]+(\s*,\s*[\w.-]+)*\s*\)|[\w.-]+)", wanted):
+                raise ValueError(f"{key}: {wanted!r} is not a label: give x, !x, in(x,y) or !in(x,y)")
+        return value
 
     @field_validator("count")
     @classmethod

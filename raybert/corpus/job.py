@@ -17,10 +17,11 @@ from raybert.config import DataSettings, dump_yaml, flat, refuse_differences
 from raybert.corpus.ledger import OURS, Ledger, Source
 from raybert.corpus.paths import public, public_name
 from raybert.corpus.plan import Plan, in_threads, make_plan
+from raybert.corpus.pool import Pool, worker_pool
 from raybert.corpus.progress import Progress
 from raybert.corpus.readers import Shard
 from raybert.corpus.report import Report, duplicate_ids, finish_report
-from raybert.corpus.session import Pool, cluster_map, ray_session, worker_pool
+from raybert.corpus.session import cluster_map, ray_session
 
 _BIG_SCAN = 1 << 28  # bytes of new files to read through, above which the cluster does it
 _CONFIG, _REPORT = f"{OURS}/config.yaml", f"{OURS}/report.json"

@@ -28,8 +28,8 @@ from ray.data.datasource import Datasource, ReadTask
 from raybert.corpus.attempts import Attempts
 from raybert.corpus.ledger import Ledger, Replaced, Source
 from raybert.corpus.outcome import Finished, Outcome, Refused
+from raybert.corpus.pool import Pool
 from raybert.corpus.readers import Shard, read, spans
-from raybert.corpus.session import Pool
 from raybert.corpus.sources import File
 from raybert.corpus.vectors import to_parquet
 
@@ -80,6 +80,7 @@ def run(
             # Renews reader processes now and then. An argument that the pool lacks also keeps Ray from fusing the
             # reading into the encoder's process, where the two would take turns.
             max_calls=1000,
+            ray_remote_args={"label_selector": dict(pool.reader_labels)} if pool.reader_labels else None,
         )
         results = todo.map_batches(
             EncodeAndCommit,
@@ -88,8 +89,7 @@ def run(
             batch_format="pyarrow",
             zero_copy_batch=True,
             compute=ray.data.ActorPoolStrategy(min_size=pool.low, max_size=pool.high),
-            num_cpus=pool.cpus,
-            num_gpus=pool.gpus or None,
+            **pool.needs,
         )
         rows = iter(results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
         try:

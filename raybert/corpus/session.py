@@ -1,18 +1,14 @@
-"""A Ray to run on: the cluster we are in, or a private one on this machine; and whether it can do the job at all."""
+"""A Ray to run on: the cluster we are in, or a private one on this machine."""
 
 import contextlib
 import logging
-import math
 import os
 import signal
 import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
 from typing import Any
-
-from raybert.config import WorkersSettings
 
 # Read by Ray at import or start: no usage reports, no C++ log lines and no progress bars of its own on our terminal.
 _QUIET = {
@@ -26,30 +22,20 @@ _QUIET = {
 # Reading runs ahead of the encoders until Ray's store is filled to its share; Ray would take 30 % of all memory.
 _STORE_BYTES_A_CORE = 512 << 20
 
-
-@dataclass(frozen=True)
-class Pool:
-    """The encoder processes of one run: between `low` and `high` of them, each with `cpus` and `gpus`."""
-
-    low: int
-    high: int
-    cpus: int
-    gpus: float
-
-    def at_most(self, count: int) -> "Pool":
-        """No more processes than there is work for."""
-        return replace(self, low=min(self.low, count), high=min(self.high, count))
-
-
-def threads_of(workers: WorkersSettings) -> int:
-    """CPUs of one encoder. Processes of one thread each beat one of many: nothing waits for its slowest thread."""
-    return 1 if workers.cpus == "auto" else workers.cpus
+_PRIVATE = "raybert-private"  # a label of the node
 
 
 def brings_own_ray() -> bool:
     """Whether `ray_session` will start a private Ray here."""
     ray = sys.modules.get("ray")
     return not os.environ.get("RAY_ADDRESS") and not (ray and ray.is_initialized())
+
+
+def is_private() -> bool:
+    """Whether the Ray we are connected to was started by `ray_session`: nobody else is on it, and it does not grow."""
+    import ray
+
+    return any(_PRIVATE in (node.get("Labels") or {}) for node in ray.nodes())
 
 
 def cores() -> int:
@@ -92,6 +78,7 @@ def ray_session() -> Iterator[None]:
                     num_cpus=cores() + 1,
                     object_store_memory=_store_bytes(),
                     include_dashboard=False,
+                    labels={_PRIVATE: "true"},
                     **quiet,
                 )
     except (OSError, RuntimeError, ValueError) as error:
@@ -145,47 +132,6 @@ def _nothing_on_stderr() -> Iterator[None]:
     finally:
         os.dup2(kept, 2)
         os.close(kept)
-
-
-def worker_pool(workers: WorkersSettings, *, reading: bool = True, whole_nodes: bool = False) -> Pool:
-    """How many processes of what size this cluster can feed, as asked or, for `auto`, as many as fit beside a CPU.
-
-    Args:
-        reading: one CPU more is needed, for those who read for the processes.
-        whole_nodes: without GPUs workers.cpus=auto is not one, but what the processes of a node have of its CPUs less
-            one, and workers.count=auto one a node: for processes that wait for each other, of which a few with many
-            threads lose less time.
-
-    Raises ValueError for a request that could only hang: every process needs its CPUs and GPUs, and one CPU more is
-    needed if others read for them.
-    """
-    import ray
-
-    total = ray.cluster_resources()
-    cpus_here, gpus_here = int(total.get("CPU", 0)), total.get("GPU", 0.0)
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    gpus = (1.0 if gpus_here else 0.0) if workers.gpus == "auto" else workers.gpus
-    cpus = threads_of(workers)
-    low, high = workers.count if isinstance(workers.count, list) else (workers.count, workers.count)
-    if whole_nodes and workers.cpus == "auto" and not gpus:
-        least = min((int(node["CPU"]) for node in nodes if node.get("CPU")), default=0)
-        a_node = 1 if workers.count == "auto" else math.ceil(high / len(nodes))
-        cpus = max(1, (least - 1) // a_node)
-    # a process lies on one node; reading needs a CPU anywhere
-    fits = sum(int(node.get("CPU", 0)) // cpus for node in nodes)
-    if gpus:
-        fits = min(fits, sum(int(node.get("GPU", 0) / gpus) for node in nodes))
-    beside = fits - 1 if fits * cpus > cpus_here - 1 else fits
-    if workers.count == "auto":
-        low = high = max(1, beside)
-    if reading:
-        fits = beside
-    if low > max(0, fits):
-        raise ValueError(
-            f"workers.count={low} x workers.cpus={cpus}, workers.gpus={gpus:g}{' and 1 CPU for reading' * reading} do not fit: "
-            f"the cluster has {cpus_here} CPUs and {gpus_here:g} GPUs on {len(nodes)} node(s); lower workers.count or workers.cpus"
-        )
-    return Pool(low, min(high, max(low, fits)), cpus, gpus)
 
 
 def cluster_map(function: Callable[[Any], Any], items: list[Any]) -> list[Any]:

@@ -17,9 +17,10 @@ from raybert.config import load, require
 from raybert.config.predicting import EvaluateConfig, HeadModelSettings, HeadTaskSettings
 from raybert.corpus.filesystems import public_uri
 from raybert.corpus.paths import absolute, public_name
+from raybert.corpus.pool import Pool, worker_pool
 from raybert.corpus.progress import duration
 from raybert.corpus.rejects import count_reasons
-from raybert.corpus.session import Pool, ray_session, worker_pool
+from raybert.corpus.session import ray_session
 from raybert.corpus.store import Store
 from raybert.evaluate.report import write_report
 from raybert.evaluate.result import Evaluation

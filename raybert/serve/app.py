@@ -186,6 +186,7 @@ def _options(served: ServedModelSettings, deadline: float) -> dict[str, Any]:
         "ray_actor_options": {
             "num_cpus": served.workers.cpus,
             "num_gpus": served.workers.gpus,
+            **({"label_selector": dict(served.workers.labels)} if served.workers.labels else {}),
         },
     }
     if low == high:

@@ -7,7 +7,7 @@ from typing import Any
 
 from raybert.config import dump_yaml
 from raybert.corpus.paths import public
-from raybert.corpus.session import Pool, worker_pool
+from raybert.corpus.pool import Pool, worker_pool
 from raybert.corpus.store import Store
 from raybert.train.alone import alone
 

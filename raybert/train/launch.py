@@ -14,7 +14,7 @@ import ray
 
 from raybert.config.finetune import FinetuneConfig
 from raybert.config.training import PretrainConfig
-from raybert.corpus.session import Pool
+from raybert.corpus.pool import Pool
 
 
 @ray.remote(num_cpus=0)
@@ -82,7 +82,7 @@ def work(given: dict[str, Any]) -> None:
 
 def best_precision(pool: Pool) -> str:
     """bfloat16 where a worker's hardware multiplies it, else float32. Asks one worker: the driver may be another machine."""
-    return ray.get(_best_precision.options(num_cpus=pool.cpus, num_gpus=pool.gpus or None).remote())
+    return ray.get(_best_precision.options(**pool.needs).remote())
 
 
 @ray.remote(max_retries=3)
@@ -121,6 +121,7 @@ def launch(config: PretrainConfig | FinetuneConfig, job: dict[str, Any], pool: P
             num_workers=pool.low if pool.low == pool.high else (pool.low, pool.high),
             use_gpu=bool(pool.gpus),
             resources_per_worker={"CPU": pool.cpus, **({"GPU": pool.gpus} if pool.gpus else {})},
+            label_selector=dict(pool.labels) or None,
         ),
         run_config=RunConfig(
             name=uuid.uuid4().hex,  # a known name would make Ray go on from a checkpoint of its own

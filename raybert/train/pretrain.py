@@ -9,7 +9,8 @@ from typing import Any
 from raybert.config import dump_yaml, load, require
 from raybert.config.training import PretrainConfig
 from raybert.corpus.paths import absolute, public
-from raybert.corpus.session import Pool, ray_session
+from raybert.corpus.pool import Pool
+from raybert.corpus.session import ray_session
 from raybert.corpus.store import Store
 from raybert.train.folder import figures_of, job_of, train_in_folder
 from raybert.train.job import complete_job, make_job, refuse_other_job, refuse_settings

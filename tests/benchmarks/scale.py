@@ -142,8 +142,9 @@ def big_folder(where: Path, count: int) -> dict[str, float]:
 def throughput(where: Path, count: int) -> dict[str, float]:
     """Shards a second through Ray and to disk, once they flow, and the driver's memory."""
     from raybert.config import WorkersSettings
+    from raybert.corpus.pool import worker_pool
     from raybert.corpus.runner import Work, run
-    from raybert.corpus.session import ray_session, worker_pool
+    from raybert.corpus.session import ray_session
 
     write(where / "in", -(-count // ROWS_PER_FILE), min(count, ROWS_PER_FILE))
     config, ledger = job(where)

@@ -12,8 +12,8 @@ from raybert.config import EmbedConfig
 from raybert.corpus.ledger import Ledger
 from raybert.corpus.outcome import Outcome, Refused
 from raybert.corpus.plan import make_plan
+from raybert.corpus.pool import Pool
 from raybert.corpus.runner import Work, run
-from raybert.corpus.session import Pool
 
 POOL = Pool(low=1, high=1, cpus=1, gpus=0)
 

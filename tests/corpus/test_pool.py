@@ -4,7 +4,8 @@ import pytest
 import ray
 
 from raybert.config import WorkersSettings
-from raybert.corpus.session import cores, worker_pool
+from raybert.corpus.pool import worker_pool
+from raybert.corpus.session import cores
 
 
 @pytest.fixture
