@@ -1,0 +1,161 @@
+"""The processes of a run: how many of what size the cluster feeds, on which of its nodes, and waiting for nodes to come."""
+
+import math
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from raybert.config import WorkersSettings
+from raybert.corpus.session import is_private
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The worker processes of one run: between `low` and `high` of them, each with `cpus` and `gpus`.
+
+    `labels` are those of the nodes they run on, `reader_labels` of the nodes where others read for them.
+    """
+
+    low: int
+    high: int
+    cpus: int
+    gpus: float
+    labels: Mapping[str, str] = field(default_factory=dict)
+    reader_labels: Mapping[str, str] = field(default_factory=dict)
+
+    def at_most(self, count: int) -> "Pool":
+        """No more processes than there is work for."""
+        return replace(self, low=min(self.low, count), high=min(self.high, count))
+
+    @property
+    def needs(self) -> dict[str, Any]:
+        """What Ray is to give one process, as options of a task or an actor."""
+        return {
+            "num_cpus": self.cpus,
+            "num_gpus": self.gpus or None,
+            "label_selector": dict(self.labels) or None,
+        }
+
+
+def threads_of(workers: WorkersSettings) -> int:
+    """CPUs of one encoder. Processes of one thread each beat one of many: nothing waits for its slowest thread."""
+    return 1 if workers.cpus == "auto" else workers.cpus
+
+
+def worker_pool(workers: WorkersSettings, *, reading: bool = True, whole_nodes: bool = False) -> Pool:
+    """How many processes of what size this cluster can feed, as asked or, for `auto`, as many as fit beside a CPU.
+
+    With `workers.wait` a cluster that is too small is first given that many seconds to grow.
+
+    Args:
+        reading: one CPU more is needed, for those who read for the processes.
+        whole_nodes: without GPUs workers.cpus=auto is not one, but what the processes of a node have of its CPUs less
+            one, and workers.count=auto one a node: for processes that wait for each other, of which a few with many
+            threads lose less time.
+
+    Raises:
+        ValueError: a request that could only hang: every process needs its CPUs and GPUs, and one CPU more is needed if
+            others read for them.
+        RuntimeError: the nodes that were waited for did not come.
+    """
+    pool, fits = _measure(workers, reading, whole_nodes)
+    grows = bool(workers.wait) and not is_private()
+    if grows and pool.low > fits:
+        _wait_for_nodes(pool, reading, workers.wait)
+        pool, fits = _measure(workers, reading, whole_nodes)
+    if pool.low > fits:
+        raise ValueError(_too_small(pool, reading))
+    # a cluster that grows has room for all that is asked for, later
+    return pool if grows else replace(pool, high=min(pool.high, max(pool.low, fits)))
+
+
+def _measure(workers: WorkersSettings, reading: bool, whole_nodes: bool) -> tuple[Pool, int]:
+    """The pool as asked for, with numbers for `auto`; and how many processes of it fit now."""
+    nodes = _nodes(workers.labels)
+    gpus_here = sum(node.get("GPU", 0.0) for node in nodes)
+    gpus = (1.0 if gpus_here else 0.0) if workers.gpus == "auto" else workers.gpus
+    cpus = threads_of(workers)
+    low, high = workers.count if isinstance(workers.count, list) else (workers.count, workers.count)
+    if whole_nodes and workers.cpus == "auto" and not gpus:
+        least = min((int(node["CPU"]) for node in nodes if node.get("CPU")), default=0)
+        a_node = 1 if workers.count == "auto" else math.ceil(high / max(1, len(nodes)))
+        cpus = max(1, (least - 1) // a_node)
+    # a process lies on one node; reading needs a CPU of any node that it may run on
+    fits = sum(int(node.get("CPU", 0)) // cpus for node in nodes)
+    if gpus:
+        fits = min(fits, sum(int(node.get("GPU", 0) / gpus) for node in nodes))
+    beside = fits if _reads_elsewhere(workers, fits * cpus) else fits - 1
+    if workers.count == "auto":
+        low = high = max(1, beside)
+    pool = Pool(low, high, cpus, gpus, workers.labels, workers.reader_labels)
+    return pool, max(0, beside if reading else fits)
+
+
+def _reads_elsewhere(workers: WorkersSettings, taken: int) -> bool:
+    """Whether a CPU is left for reading when the processes have taken `taken` of those of their nodes."""
+    if workers.reader_labels and workers.reader_labels != workers.labels:
+        return sum(node.get("CPU", 0) for node in _nodes(workers.reader_labels)) >= 1
+    return taken <= sum(node.get("CPU", 0) for node in _nodes(workers.reader_labels)) - 1
+
+
+def _nodes(labels: Mapping[str, str]) -> list[dict[str, float]]:
+    """Resources of the nodes that have these labels."""
+    import ray
+
+    return [
+        node["Resources"]
+        for node in ray.nodes()
+        if node["Alive"] and matches(node.get("Labels") or {}, labels)
+    ]
+
+
+def matches(labels: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
+    """Whether a node with `labels` is one of those `wanted`, by Ray's rules: a, !a, in(a,b) or !in(a,b)."""
+    for key, value in wanted.items():
+        values = value.removeprefix("!").removeprefix("in(").removesuffix(")").split(",")
+        if (labels.get(key) in [one.strip() for one in values]) == value.startswith("!"):
+            return False
+    return True
+
+
+def _wait_for_nodes(pool: Pool, reading: bool, seconds: float) -> None:
+    """Ask for room for the first processes, as an autoscaler understands it, and wait until it is there."""
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    bundles = [{"CPU": pool.cpus, **({"GPU": pool.gpus} if pool.gpus else {})}] * pool.low
+    labels = [dict(pool.labels)] * pool.low
+    if reading:
+        bundles, labels = [*bundles, {"CPU": 1}], [*labels, dict(pool.reader_labels)]
+    print(
+        f"raybert: waiting up to {seconds:g} s for nodes with {_room(pool, reading)}",
+        file=sys.stderr,
+        flush=True,
+    )
+    group = placement_group(bundles, bundle_label_selector=labels if any(labels) else None)
+    try:
+        if not group.wait(seconds):
+            raise RuntimeError(
+                f"workers.wait={seconds:g}: no nodes came with {_room(pool, reading)}; is there a group of nodes of that "
+                "size, may it grow, and has the cloud any? `ray status` tells"
+            )
+    finally:
+        remove_placement_group(group)
+
+
+def _room(pool: Pool, reading: bool) -> str:
+    gpus = f" and {pool.gpus:g} GPUs" if pool.gpus else ""
+    labels = f" labelled {dict(pool.labels)}" if pool.labels else ""
+    return f"{pool.low} x {pool.cpus} CPUs{gpus}{labels}{' and 1 CPU for reading' * reading}"
+
+
+def _too_small(pool: Pool, reading: bool) -> str:
+    nodes = _nodes(pool.labels)
+    cpus, gpus = (sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU"))
+    labels = f" labelled {dict(pool.labels)}" if pool.labels else ""
+    grow = "" if is_private() else ", or give workers.wait=SECONDS if an autoscaler adds nodes"
+    return (
+        f"workers.count={pool.low} x workers.cpus={pool.cpus}, workers.gpus={pool.gpus:g}"
+        f"{' and 1 CPU for reading' * reading} do not fit: the cluster has {cpus:g} CPUs and {gpus:g} GPUs on "
+        f"{len(nodes)} node(s){labels}; lower workers.count or workers.cpus{grow}"
+    )
