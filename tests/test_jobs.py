@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -41,3 +42,14 @@ def test_its_exit_code_is_that_of_the_verb():
     )
     assert done.returncode == 2
     assert "did you mean" in done.stderr
+
+
+def test_what_ray_sends_of_the_repository_is_small(tmp_path):
+    from ray._private.runtime_env.packaging import create_package
+
+    package = tmp_path / "package.zip"
+    create_package(str(ROOT), package, include_gitignore=True)
+    assert package.stat().st_size < 3 << 20
+    names = set(zipfile.ZipFile(package).namelist())
+    assert {"jobs/embed.py", "jobs/embed.yaml", "raybert/__main__.py"} <= names
+    assert not [name for name in names if name.startswith((".git/", ".venv/", "demo/", "tests/"))]
