@@ -23,7 +23,7 @@ import yaml
 from tests.cluster.processes import REPO, write_corpus
 from tests.conftest import sentences
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 TOOLS = Path(sys.executable).parent
 KEY = "a-key-of-the-test"
 
@@ -62,8 +62,14 @@ class Head:
 
     def jobs(self) -> list[dict]:
         token = Path(self.environment["HOME"], ".ray/auth_token").read_text()
-        reply = httpx.get(f"{self.url}/api/jobs/", headers={"Authorization": f"Bearer {token}"})
+        reply = httpx.get(f"{self.url}/api/jobs/", headers={"Authorization": f"Bearer {token}"}, timeout=60)
         return reply.raise_for_status().json()
+
+    def answers(self) -> bool:
+        try:
+            return self.jobs() == []
+        except httpx.HTTPError:
+            return False
 
 
 @pytest.fixture(scope="module")
@@ -79,9 +85,11 @@ def head() -> Iterator[Head]:
         "XDG_CACHE_HOME": os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache")),
         "RAY_AUTH_MODE": "token",
         "RAYBERT_KEYS": KEY,
+        "RAY_raylet_start_wait_time_s": "120",  # on a busy machine
         "PATH": f"{TOOLS}:{os.environ['PATH']}",
     }
-    environment.pop("RAY_ADDRESS", None)
+    for name in ("RAY_ADDRESS", "HF_HUB_OFFLINE"):
+        environment.pop(name, None)
     options = {
         "port": gcs,
         "dashboard-port": dashboard,
@@ -105,7 +113,7 @@ def head() -> Iterator[Head]:
         )
         try:
             made = Head(f"http://127.0.0.1:{dashboard}", environment, serve_port)
-            wait_for(lambda: process.poll() is None and made.ray("job", "list").returncode == 0, 120)
+            wait_for(made.answers, 120)
             yield made
         finally:
             os.killpg(process.pid, signal.SIGTERM)
@@ -113,6 +121,7 @@ def head() -> Iterator[Head]:
                 process.wait(60)
             finally:
                 kill_all(process.pid)
+                print((folder / "log").read_text())
                 shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -175,7 +184,8 @@ def test_search_without_a_folder_to_send(head, vectors):
     python = ("--", "python", "jobs/search.py", str(vectors), "a quick fox", "k=3", "format=json")
     done = head.ray("job", "submit", *python)
     assert done.returncode == 0, done.stdout + done.stderr
-    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    lines = done.stdout.splitlines()
+    (found,) = json.loads("\n".join(lines[lines.index("[") : len(lines) - lines[::-1].index("]")]))
     assert len(found) == 3
 
 
@@ -235,13 +245,10 @@ def test_a_bad_setting_fails_the_job_with_one_line(head):
 
 
 def test_variables_come_with_the_job(head, place):
-    """Offline, a model of the hub is refused at once, with the reason."""
     options = ("--runtime-env-json", json.dumps({"env_vars": {"HF_HUB_OFFLINE": "1"}}))
     settings = ["model.name=nobody/nothing", f"data.path={place}/docs", f"output.path={place}/none"]
-    out = head.submit(
-        "jobs/embed.py", "jobs/embed.yaml", *settings, code=1, options=options, HF_HUB_OFFLINE="0"
-    )
-    assert "HF_HUB_OFFLINE" in out or "offline" in out.lower()
+    out = head.submit("jobs/embed.py", "jobs/embed.yaml", *settings, code=1, options=options)
+    assert "(HF_HUB_OFFLINE is set)" in out
 
 
 def test_nobody_submits_without_the_token(head, tmp_path):
