@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import NamedTuple
 
 from raybert import config as settings
+from raybert.config.doctor import DoctorConfig
 
 _SETTING = re.compile(r"([A-Za-z_]\w*(?:\.\w+)*)=(.*)", re.DOTALL)
 
@@ -33,6 +34,9 @@ VERBS = {
     "probe": Verb(settings.ProbeConfig, "raybert.probe", (), "[config.yaml] [key=value ...]"),
     "pretrain": Verb(settings.PretrainConfig, "raybert.train.pretrain", (), "[config.yaml] [key=value ...]"),
     "vocabulary": Verb(settings.VocabularyConfig, "raybert.vocabulary", (), "[config.yaml] [key=value ...]"),
+    "doctor": Verb(
+        DoctorConfig, "raybert.doctor.command", (), "[VERB] [config.yaml] [key=value ...] [format=json]"
+    ),
     "verify": Verb(settings.VerifyConfig, "raybert.verify", ("data.path",), "FOLDER"),
     "serve": Verb(settings.ServeConfig, "raybert.serve.command", (), "[config.yaml] [key=value ...]"),
     "search": Verb(
@@ -92,6 +96,10 @@ def parse(verb: str, arguments: Sequence[str]) -> settings.Settings:
     Raises:
         ConfigError: a word that is neither a setting, a YAML file nor an expected positional.
     """
+    if verb == "doctor":
+        from raybert.doctor.words import read_words
+
+        return read_words(arguments, parse)
     kind, _, positional, usage = VERBS[verb]
     known = [key for key, _, _ in settings.describe(kind)]
     file, values, waiting = None, {}, list(positional)

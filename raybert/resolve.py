@@ -40,7 +40,7 @@ def resolve(config: EmbedConfig, pool: Pool, sample: list[str]) -> tuple[dict[st
         ValueError: the model cannot be loaded as asked.
         RuntimeError: loading it fails or kills its process.
     """
-    return on_workers(_resolve, [(config, pool.cpus, sample)], pool, config.model.name)[0]
+    return on_workers(resolve_here, [(config, pool.cpus, sample)], pool, config.model.name)[0]
 
 
 def on_workers(function: Any, calls: Sequence[tuple[Any, ...]], pool: Pool, model: str) -> list[Any]:
@@ -114,7 +114,7 @@ def answer() -> None:
     os.dup2(2, 1)  # whatever a library prints stays out of the answer
     config, threads, sample = pickle.load(sys.stdin.buffer)
     try:
-        found: Any = _resolve(config, threads, sample)
+        found: Any = resolve_here(config, threads, sample)
     except ValueError as error:
         found = ValueError(str(error))
     except Exception as error:
@@ -168,7 +168,8 @@ def load_as_resolved(model: ModelSettings, resolved: Mapping[str, Any]) -> Any:
     return encoder
 
 
-def _resolve(config: EmbedConfig, threads: int, sample: list[str]) -> tuple[dict[str, Any], str]:
+def resolve_here(config: EmbedConfig, threads: int, sample: list[str]) -> tuple[dict[str, Any], str]:
+    """`resolve` in this process; `threads` are those to compute with. Raises ValueError as it does."""
     from raybert.encoder.quantizing import int8_scale, quantize
 
     model = config.model

@@ -80,11 +80,11 @@ def test_a_prefix_leaves_fewer_positions(tmp_path):
 
 
 def test_embedding_says_why_kernels_are_slow(tmp_path):
-    from raybert.resolve import _resolve
+    from raybert.resolve import resolve_here
 
     made(tmp_path, "bottleneck")
     config = load(EmbedConfig, settings=settings(tmp_path))
-    resolved, _ = _resolve(config, 1, [])
+    resolved, _ = resolve_here(config, 1, [])
     assert resolved["kernels"] == "transformers"
     assert resolved["kernels_note"] == "it has a bottleneck in its layers"
     encoder = load_encoder(config.model, resolved)

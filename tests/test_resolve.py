@@ -15,7 +15,7 @@ def test_a_process_of_its_own_resolves_as_this_one_would(tiny):
     config = settings(tiny, **{"batch_tokens": 512})
     with LocalResolve(config, []) as probe:
         resolved, tokenizer = probe.result()
-    expected, text = resolve._resolve(config, 1, [])
+    expected, text = resolve.resolve_here(config, 1, [])
     assert (resolved, tokenizer) == (expected, text)
     assert (resolved["threads"], resolved["batch_tokens"], resolved["dimension"]) == (1, 512, 32)
 
@@ -40,7 +40,7 @@ def test_a_process_that_dies_is_said_so_and_leaving_ends_it(tiny):
 
 def test_the_kernels_of_the_plan_are_taken_or_refused(tiny, monkeypatch):
     config = settings(tiny)
-    plan, _ = resolve._resolve(config, 1, [])
+    plan, _ = resolve.resolve_here(config, 1, [])
     without = {key: value for key, value in plan.items() if key != "kernels"}  # an old folder
     for resolved, kernels in (
         (plan, plan["kernels"]),
