@@ -123,3 +123,24 @@ def test_jobs_do_not_import_one_another(file):
 def test_drivers_do_not_import_torch_at_the_top(file):
     assert not uses(imports(file, top_level=True), "torch")
     assert not uses(imports(file, top_level=True), "raybert.encoder.encoder")
+
+
+DOCTOR = [f for f in FILES if place(f) == "doctor"]
+
+
+@pytest.mark.parametrize("file", [f for f in DOCTOR if f.stem not in ("gather", "command")], ids=str)
+def test_the_doctor_asks_by_ray_in_one_place(file):
+    assert not uses(imports(file), "ray")
+
+
+def test_the_doctor_s_probe_runs_without_raybert():
+    assert not uses(imports(ROOT / "doctor/machine.py"), "raybert")
+
+
+@pytest.mark.parametrize("file", [f for f in DOCTOR if f.stem.endswith("_checks")], ids=str)
+def test_verdicts_are_functions_of_facts(file):
+    names = uses(imports(file), "raybert")
+    assert all(
+        name.startswith(("raybert.doctor", "raybert.corpus.filesystems", "raybert.corpus.paths"))
+        for name in names
+    )

@@ -26,7 +26,7 @@ def test_help_imports_neither_torch_nor_ray(code):
 
 
 def test_the_driver_of_a_job_imports_no_torch():
-    code = "import raybert.embed, raybert.evaluate.evaluate, raybert.finetune, raybert.predict, raybert.prepare, raybert.probe, raybert.search, raybert.train.pretrain, raybert.verify, sys; sys.exit('torch' in sys.modules)"
+    code = "import raybert.doctor.command, raybert.embed, raybert.evaluate.evaluate, raybert.finetune, raybert.predict, raybert.prepare, raybert.probe, raybert.search, raybert.train.pretrain, raybert.verify, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

@@ -45,6 +45,7 @@ def test_the_readme_shows_every_verb():
         "vocabulary",
         "search",
         "serve",
+        "doctor",
     }
 
 

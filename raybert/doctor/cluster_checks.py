@@ -27,8 +27,8 @@ def check_cluster(facts: Facts, needs: Needs) -> list[Finding]:
         *_versions(facts, needs),
         *_clocks(facts),
         *_links(facts),
-        *_open_to_others(facts, needs),
-        *_cpus(facts, needs),
+        *_open_to_others(facts),
+        *_cpus(facts),
         *_memory(facts),
         *_shared_memory(facts),
         *_spilling(facts),
@@ -174,7 +174,7 @@ def _links(facts: Facts) -> list[Finding]:
     return by_node("cluster", "network", facts.links, judge)
 
 
-def _open_to_others(facts: Facts, needs: Needs) -> list[Finding]:
+def _open_to_others(facts: Facts) -> list[Finding]:
     """Whoever reaches Ray's ports without a token runs any code."""
     told = f"authentication by {facts.auth}" if facts.auth != "disabled" else "authentication is off"
     seen = {
@@ -192,14 +192,12 @@ def _open_to_others(facts: Facts, needs: Needs) -> list[Finding]:
     return [Finding("cluster", "access", OK, f"{told}{'; ' + where if where else ''}")]
 
 
-def _cpus(facts: Facts, needs: Needs) -> list[Finding]:
-    spare = 1 if needs.private else 0  # our own Ray has one more, for reading
-
+def _cpus(facts: Facts) -> list[Finding]:
     def judge(name: str) -> tuple[str, str, str]:
         node, machine = _pair(facts, name)
         promised, real = node.resources.get("CPU", 0), machine["cpus"]
-        if promised - spare <= real + 0.5:
-            return OK, f"{promised - spare:g} CPUs for Ray, {real:g} are there", ""
+        if promised <= real + 1:  # a private Ray has one more, for reading
+            return OK, f"{promised:g} for Ray, {real:g} are there", ""
         found = f"Ray counts {promised:g} CPUs, the machine or its cgroup gives {real:g}"
         return WARN, found, f"start the node with --num-cpus={max(1, int(real))}, or raise its limit"
 

@@ -286,13 +286,8 @@ def _loaded(facts: Facts, model: Model, shown: str) -> list[Finding]:
         if "error" in answer:
             fix = "see the message; a silent death is most often too little memory for one process"
             return FAIL, f"{shown} does not load: {answer['error']}", fix
-        if answer.get("note"):
-            return (
-                WARN,
-                f"{answer['found']}, loaded in {answer['seconds']:g} s; not faster: {answer['note']}",
-                "",
-            )
-        return OK, f"{answer['found']}, loaded in {answer['seconds']:g} s", ""
+        note = f" (not faster: {answer['note']})" if answer.get("note") else ""
+        return OK, f"{answer['found']}{note}, loaded in {answer['seconds']:g} s", ""
 
     return by_node("model", "loads", loads, judge)
 

@@ -8,7 +8,6 @@ from raybert.config.finetune import FinetuneConfig
 from raybert.config.serving import ServeConfig, require_models
 from raybert.config.training import PretrainConfig
 from raybert.corpus.paths import absolute
-from raybert.corpus.session import brings_own_ray
 
 _TRAINING = ("pretrain", "finetune")
 
@@ -35,7 +34,6 @@ class Needs:
         kernels: model.kernels where C code would be built, else "".
         automatic: the setting that is left to the hardware, model.dtype or train.precision, else "".
         binds: (host, port) of the service.
-        private: Ray is started for this run alone, on this machine.
     """
 
     verb: str = ""
@@ -48,7 +46,6 @@ class Needs:
     automatic: str = ""
     offload: bool = False
     binds: tuple[tuple[str, int], ...] = ()
-    private: bool = False
 
     @property
     def training(self) -> bool:
@@ -80,7 +77,7 @@ def needs_of(verb: str, config: Any) -> Needs:
     Raises ValueError for settings that are missing, and those that the verb would refuse before it starts.
     """
     if not verb:
-        return Needs(private=brings_own_ray())
+        return Needs()
     if verb == "serve":
         require_models(config)
     else:
@@ -94,7 +91,6 @@ def needs_of(verb: str, config: Any) -> Needs:
         config=config,
         models=_models(verb, config),
         writes="" if verb == "serve" else config.output.path,
-        private=brings_own_ray(),
     )
     if verb == "serve":
         index = (("serve.index", config.serve.index),) if config.serve.index else ()
