@@ -26,7 +26,6 @@ EMBED = {
     "bytes_per_document": 500.0,  # assumption: compressed in Parquet
     "hours": 24.0,  # the time that the job may take
     "rows_per_shard": 4096.0,
-    "rows_per_file": 1e6,  # assumption: of the input
     "dimension": 384.0,
     "bytes_per_value": 4.0,
     **DRIVER,
@@ -38,7 +37,9 @@ PRETRAIN = {
     "parameters": 110e6,  # BERT-base
     "global_batch_tokens": 1e6,
     "tokens_per_instance": 128.0,
-    "bytes_per_token": 2.5,  # assumption: of a token shard, compressed
+    "bytes_per_token": 1.52,  # of a token shard, and
+    "stream_tokens_per_second": 2.5e6,  # of one worker, which reads all shards: tests/benchmarks/scale_stream.py
+    "workers_per_node": 1.0,
     "instances_per_shard": 32_768.0,  # assumption: 4,096 documents of 8 instances
     "bytes_per_parameter": 14.0,  # of a checkpoint: bfloat16 weights, and weights and two moments of Adam in float32
     "checkpoint_minutes": 10.0,
@@ -87,7 +88,6 @@ def embed(a: Mapping[str, float]) -> dict[str, float]:
         "nodes": nodes,
         "hours": seconds / 3600,
         "price of the nodes, $": node_hours * a["price"],
-        "input files": -(-a["documents"] // a["rows_per_file"]),
         "shards": shards,
         "files written": 2 * shards,
         "MB a file of vectors": made / shards / 1e6,
@@ -104,37 +104,39 @@ def embed(a: Mapping[str, float]) -> dict[str, float]:
         "of what a prefix takes": writes / seconds / a["writes_a_second"],
         "GET, HEAD requests": reads,
         "price of the requests, $": (writes * a["writes_price"] + reads * a["reads_price"]) / 1000,
-        "pages of 1,000 names to list the folder": 2 * -(-shards // 1000),
         "nodes at which the driver is full": nodes * seconds / busy,
     }
 
 
 def pretrain(a: Mapping[str, float]) -> dict[str, float]:
-    """Figures of pretraining with the gradients of every step summed over the nodes (a ring, bfloat16)."""
+    """Figures of pretraining with the gradients of every step summed over the nodes (a ring; 2 bytes a parameter are assumed)."""
     alone = a["tokens"] / a["tokens_per_second"] / 3600
-    nodes = -(-alone // a["hours"])
-    node_hours = alone / a["efficiency"] if nodes > 1 else alone
+    node_hours = alone if alone <= a["hours"] else alone / a["efficiency"]
     nodes = -(-node_hours // a["hours"])
     seconds = node_hours / nodes * 3600
     steps = a["tokens"] / a["global_batch_tokens"]
     exchanged = 2 * (nodes - 1) / nodes * a["parameters"] * 2
-    checkpoint = a["parameters"] * a["bytes_per_parameter"]
     shards = -(-a["tokens"] // (a["tokens_per_instance"] * a["instances_per_shard"]))
+    read = a["tokens"] * a["bytes_per_token"] * nodes * a["workers_per_node"]
+    rate = a["tokens"] / seconds
     return {
         "node-hours": node_hours,
         "nodes": nodes,
         "hours": seconds / 3600,
         "price of the nodes, $": node_hours * a["price"],
+        "tokens/s, all nodes": rate,
+        "of what a worker's stream deals": rate / a["stream_tokens_per_second"],
+        "hours below which the stream is full": a["tokens"] / a["stream_tokens_per_second"] / 3600,
         "steps": steps,
         "seconds a step": seconds / steps,
         "GB exchanged a step, each node": exchanged / 1e9,
         "Gbit/s, each node, to hide it in a step": exchanged * 8 / (seconds / steps) / 1e9,
-        "GB a checkpoint": checkpoint / 1e9,
+        "GB a checkpoint": a["parameters"] * a["bytes_per_parameter"] / 1e9,
         "checkpoints": seconds / 60 / a["checkpoint_minutes"],
         "token shards": shards,
         "GB of token shards": a["tokens"] * a["bytes_per_token"] / 1e9,
-        "MB/s read, all nodes": a["tokens"] * a["bytes_per_token"] / seconds / 1e6,
-        "hours lost by a kill, at most": a["checkpoint_minutes"] / 60,
+        "TB read, each worker all of them": read / 1e12,
+        "MB/s read, all nodes": read / seconds / 1e6,
     }
 
 
