@@ -16,6 +16,7 @@ class Node:
     id: str
     address: str
     resources: Mapping[str, float]
+    labels: Mapping[str, str] = field(default_factory=dict)
     head: bool = False
     driver: bool = False
 

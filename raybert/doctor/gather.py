@@ -12,7 +12,7 @@ from ray import cloudpickle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raybert.config import WorkersSettings
-from raybert.corpus.session import worker_pool
+from raybert.corpus.pool import matches, worker_pool
 from raybert.doctor import machine, storage
 from raybert.doctor.facts import Answers, Facts, Node
 from raybert.doctor.needs import Model, Needs
@@ -40,7 +40,9 @@ def gather(needs: Needs, *, timeout: float, hub: bool) -> Facts:
         )
         # who does not answer is told once
         here = [node for node in nodes if "error" not in machines[node.name]]
-        workers = [node for node in here if node.works]
+        encoders = _of_encoders(needs, here)
+        readers = [node for node in here if node.works and matches(node.labels, needs.reader_labels)]
+        workers = [node for node in here if node in encoders or node in readers]
         facts = Facts(
             nodes=tuple(nodes),
             dead=tuple(dead),
@@ -59,7 +61,7 @@ def gather(needs: Needs, *, timeout: float, hub: bool) -> Facts:
 
         facts = _reads(facts, needs, workers, ask)
         facts = _writes(facts, needs, workers, probes, timeout)
-        facts = _models(facts, needs, _of_encoders(needs, workers), ask, hub)
+        facts = _models(facts, needs, encoders, ask, hub)
     return replace(facts, **_fits(needs))
 
 
@@ -80,6 +82,7 @@ def _nodes() -> tuple[list[Node], list[tuple[str, str]]]:
                 id=number,
                 address=address,
                 resources=each["Resources"],
+                labels=each.get("Labels") or {},
                 head="node:__internal_head__" in each["Resources"],
                 driver=number == here,
             )
@@ -229,10 +232,11 @@ def _writes(
     return replace(facts, token=laid, written=answers)
 
 
-def _of_encoders(needs: Needs, workers: Sequence[Node]) -> list[Node]:
+def _of_encoders(needs: Needs, nodes: Sequence[Node]) -> list[Node]:
     """The nodes on which the model is loaded: those with GPUs where there are any, unless none are wanted."""
-    with_gpus = [node for node in workers if node.gpus]
-    return list(workers) if needs.refuses_gpus or not with_gpus else with_gpus
+    found = [node for node in nodes if node.works and matches(node.labels, needs.labels)]
+    with_gpus = [node for node in found if node.gpus]
+    return found if needs.refuses_gpus or not with_gpus else with_gpus
 
 
 def _models(facts: Facts, needs: Needs, nodes: Sequence[Node], ask: Ask, hub: bool) -> Facts:
@@ -262,7 +266,8 @@ def _fits(needs: Needs) -> dict[str, Any]:
     try:
         if needs.verb == "serve":
             return {"pool": "", "fits": _replicas(needs)}
-        workers: WorkersSettings = needs.workers
+        # an examination makes no cluster grow
+        workers: WorkersSettings = needs.workers.model_copy(update={"wait": 0.0})
         pool = worker_pool(workers, reading=not needs.training, whole_nodes=needs.training)
     except ValueError as error:
         return {"pool": str(error)}
@@ -272,16 +277,19 @@ def _fits(needs: Needs) -> dict[str, Any]:
 
 def _replicas(needs: Needs) -> str:
     """What the service starts with. Raises ValueError where that finds no room."""
-    room = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    left = {node["NodeID"]: dict(node["Resources"]) for node in nodes}
     told = []
     for name, served in settle(needs.config).items():
         least, cpus, gpus = range_of(served)[0], int(served.workers.cpus), float(served.workers.gpus)
+        labelled = [n["NodeID"] for n in nodes if matches(n.get("Labels") or {}, served.workers.labels)]
+        room = [left[number] for number in labelled]
         for _ in range(least):
             free = [each for each in room if each.get("CPU", 0) >= cpus and each.get("GPU", 0) >= gpus]
             if not free:
                 raise ValueError(
                     f"{least} replica(s) of {name} with {cpus} CPU(s) and {gpus:g} GPU(s) each find no room on "
-                    f"{len(room)} node(s); lower workers.count or workers.cpus"
+                    f"{len(room)} node(s) that may take them; lower workers.count or workers.cpus"
                 )
             free[0]["CPU"] -= cpus
             free[0]["GPU"] = free[0].get("GPU", 0) - gpus

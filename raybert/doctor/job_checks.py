@@ -5,6 +5,7 @@ from typing import Any
 
 from raybert.corpus.filesystems import public_uri
 from raybert.corpus.paths import public_name
+from raybert.corpus.pool import matches
 from raybert.doctor.facts import Facts
 from raybert.doctor.findings import FAIL, OK, WARN, Finding, by_node
 from raybert.doctor.needs import Model, Needs
@@ -25,7 +26,7 @@ def check_job(facts: Facts, needs: Needs) -> list[Finding]:
     found += _writable(facts, needs)
     for model in needs.models:
         found += _model(facts, model)
-    return [*found, *_ports(facts, needs), *_fits(facts)]
+    return [*found, *_ports(facts, needs), *_fits(facts, needs)]
 
 
 # -- hardware
@@ -58,7 +59,7 @@ def _gpus(facts: Facts, needs: Needs) -> list[Finding]:
         return OK, told + slow, ""
 
     rows = by_node("hardware", "GPUs", {node.name: None for node, _ in facts.answered()}, judge)
-    if needs.wants_gpus and not any(promised.values()):
+    if needs.wants_gpus and not needs.grows and not any(promised.values()):
         fix = "start GPU nodes (--num-gpus), or let a running autoscaler add them, or set workers.gpus=0"
         rows.append(
             Finding("hardware", "GPUs", FAIL, "workers.gpus asks for GPUs, the cluster has none", fix)
@@ -79,7 +80,7 @@ def _bfloat16(facts: Facts, needs: Needs) -> list[Finding]:
     on_gpus = not needs.refuses_gpus and any(node.gpus for node in facts.nodes)
     if not needs.automatic or on_gpus:
         return []
-    workers = {node.name: machine for node, machine in facts.answered() if node.works}
+    workers = _workers(facts, needs)
     fast = tuple(name for name, machine in workers.items() if machine["bfloat16"])
     slow = tuple(name for name in workers if name not in fast)
     if fast and slow:
@@ -97,7 +98,7 @@ def _bfloat16(facts: Facts, needs: Needs) -> list[Finding]:
 
 def _compilers(facts: Facts, needs: Needs) -> list[Finding]:
     """Of the attention in C, and of DeepSpeed's optimizer on the CPU."""
-    workers = {node.name: machine for node, machine in facts.answered() if node.works}
+    workers = _workers(facts, needs)
 
     def kernel(name: str) -> tuple[str, str, str] | None:
         machine = workers[name]
@@ -127,7 +128,7 @@ def _compilers(facts: Facts, needs: Needs) -> list[Finding]:
 def _training(facts: Facts, needs: Needs) -> list[Finding]:
     if not needs.training:
         return []
-    workers = {node.name: machine for node, machine in facts.answered() if node.works}
+    workers = _workers(facts, needs)
     several = len({node.address for node in facts.nodes}) > 1
     gpus = {node.name: node.gpus for node in facts.nodes}
 
@@ -157,6 +158,15 @@ def _training(facts: Facts, needs: Needs) -> list[Finding]:
         *by_node("training", "engine", workers, engine),
         *by_node("training", "exchange", workers, exchange),
     ]
+
+
+def _workers(facts: Facts, needs: Needs) -> dict[str, Mapping[str, Any]]:
+    """The machines that encoders may run on."""
+    return {
+        node.name: machine
+        for node, machine in facts.answered()
+        if node.works and matches(node.labels, needs.labels)
+    }
 
 
 # -- storage
@@ -318,10 +328,12 @@ def _ports(facts: Facts, needs: Needs) -> list[Finding]:
     return by_node("service", "port", answered, judge) if needs.binds else []
 
 
-def _fits(facts: Facts) -> list[Finding]:
+def _fits(facts: Facts, needs: Needs) -> list[Finding]:
     if facts.pool is None:
         return []
-    if facts.pool:
-        fix = "lower what workers asks for, or add nodes"
-        return [Finding("workers", "room", FAIL, facts.pool, fix)]
-    return [Finding("workers", "room", OK, facts.fits)]
+    if not facts.pool:
+        return [Finding("workers", "room", OK, facts.fits)]
+    if needs.grows:
+        fix = "nothing, if the autoscaler may add such nodes; they were not examined"
+        return [Finding("workers", "room", WARN, f"not yet: {facts.pool}", fix)]
+    return [Finding("workers", "room", FAIL, facts.pool, "lower what workers asks for, or add nodes")]

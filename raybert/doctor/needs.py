@@ -1,5 +1,6 @@
 """What a job needs of the nodes, by its settings."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -56,6 +57,23 @@ class Needs:
     def workers(self) -> Any:
         """The group of settings."""
         return self.config.workers if self.config is not None else None
+
+    @property
+    def labels(self) -> Mapping[str, str]:
+        """Of the nodes that encoders run on; of a service's, whose models may differ, none."""
+        return {} if self.workers is None or self.verb == "serve" else self.workers.labels
+
+    @property
+    def reader_labels(self) -> Mapping[str, str]:
+        """Of the nodes that read for them; where workers read for themselves, theirs."""
+        if self.workers is None or self.verb == "serve":
+            return {}
+        return self.workers.labels if self.training else self.workers.reader_labels
+
+    @property
+    def grows(self) -> bool:
+        """Whether an autoscaler is to bring nodes."""
+        return self.workers is not None and bool(self.workers.wait)
 
     @property
     def wants_gpus(self) -> bool:

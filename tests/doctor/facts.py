@@ -32,10 +32,18 @@ def machine(**other: Any) -> dict[str, Any]:
     return {**good, **other}
 
 
-def node(name: str, **resources: float) -> Node:
+def node(name: str, labels: dict[str, str] | None = None, **resources: float) -> Node:
     """A node of Ray's with 8 CPUs."""
     held = {"CPU": 8.0, "memory": 40.0 * GIB, "object_store_memory": 18.0 * GIB, **resources}
-    return Node(name=name, id=name, address=name, resources=held, head=name == "a", driver=name == "a")
+    return Node(
+        name=name,
+        id=name,
+        address=name,
+        resources=held,
+        labels=labels or {},
+        head=name == "a",
+        driver=name == "a",
+    )
 
 
 def gpu(count: int, **other: Any) -> dict[str, Any]:

@@ -53,6 +53,10 @@ def test_bfloat16_must_be_on_all_nodes_or_none():
     one = only(facts({"c": machine(bfloat16=[])}), needs, "bfloat16")
     assert (one.state, one.nodes) == (FAIL, ("c",))
     assert "model.dtype=float32" in one.fix
+    labelled = EmbedConfig(**{"workers.labels": {"market": "spot"}})
+    spot = (node("a", labels={"market": "spot"}), node("c"))
+    found = facts({"c": machine(bfloat16=[])}, nodes=spot)
+    assert only(found, Needs(verb="embed", config=labelled, automatic="model.dtype"), "bfloat16").state == OK
     none = {name: machine(bfloat16=[]) for name in "abc"}
     assert only(facts(none), needs, "bfloat16").state == OK
     assert only(facts(), needs, "bfloat16").state == OK
@@ -208,3 +212,6 @@ def test_workers_that_find_no_room():
     (one,) = off(facts(pool="workers.count=99 does not fit"))
     assert (one.check, one.state) == ("room", FAIL)
     assert not off(facts(pool="", fits="2 workers"))
+    grows = Needs(verb="embed", config=EmbedConfig(**{"workers.wait": 60}))
+    (one,) = off(facts(pool="workers.count=99 does not fit"), grows)
+    assert (one.check, one.state) == ("room", WARN)
