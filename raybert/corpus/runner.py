@@ -30,6 +30,7 @@ from raybert.corpus.ledger import Ledger, Replaced, Source
 from raybert.corpus.outcome import Finished, Outcome, Refused
 from raybert.corpus.pool import Pool
 from raybert.corpus.readers import Shard, read, spans
+from raybert.corpus.session import drivers_node
 from raybert.corpus.sources import File
 from raybert.corpus.vectors import to_parquet
 
@@ -254,11 +255,7 @@ class EncodeAndCommit:
 
 
 def _attempts_here() -> Any:
-    """The counter lives on the driver's node: it must outlast every worker node."""
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(Attempts).options(num_cpus=0, scheduling_strategy=here).remote()
+    return ray.remote(Attempts).options(num_cpus=0, scheduling_strategy=drivers_node()).remote()
 
 
 @contextlib.contextmanager

@@ -10,6 +10,8 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from raybert.corpus.lastword import last_word
+
 # Read by Ray at import or start: no usage reports, no C++ log lines and no progress bars of its own on our terminal.
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -64,6 +66,7 @@ def ray_session() -> Iterator[None]:
         yield
         return
     address = os.environ.get("RAY_ADDRESS")
+    where = f"the Ray cluster at RAY_ADDRESS={address}" if address else "the private Ray on this machine"
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     try:
         if address:
@@ -82,10 +85,9 @@ def ray_session() -> Iterator[None]:
                     **quiet,
                 )
     except (OSError, RuntimeError, ValueError) as error:
-        where = f"the Ray cluster at RAY_ADDRESS={address}" if address else "a private Ray on this machine"
         raise RuntimeError(f"cannot use {where}: {str(error).splitlines()[0]}") from error
     try:
-        with _sigterm_stops():
+        with _sigterm_stops(), last_word(where):
             yield
     finally:
         ray.shutdown()
@@ -147,3 +149,11 @@ def cluster_map(function: Callable[[Any], Any], items: list[Any]) -> list[Any]:
 
 def _call(function: Callable[[Any], Any], item: Any) -> Any:
     return function(item)
+
+
+def drivers_node() -> Any:
+    """A scheduling strategy for an actor that must outlast every worker node: it lives on the driver's."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)

@@ -15,6 +15,7 @@ import ray
 from raybert.config.finetune import FinetuneConfig
 from raybert.config.training import PretrainConfig
 from raybert.corpus.pool import Pool
+from raybert.corpus.session import drivers_node
 
 
 @ray.remote(num_cpus=0)
@@ -104,10 +105,12 @@ def launch(config: PretrainConfig | FinetuneConfig, job: dict[str, Any], pool: P
         RuntimeError: the loss went wrong, or workers were lost more often than `train.restarts`.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
 
-    board = Board.remote()
+    from raybert.train.interface import WorkersConfig
+
+    board = Board.options(scheduling_strategy=drivers_node()).remote()
     trainer = TorchTrainer(
         work,
         train_loop_config={
@@ -116,7 +119,7 @@ def launch(config: PretrainConfig | FinetuneConfig, job: dict[str, Any], pool: P
             "job": job,
             "board": board,
         },
-        torch_config=TorchConfig(backend="nccl" if pool.gpus else "gloo"),
+        torch_config=WorkersConfig(backend="nccl" if pool.gpus else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=pool.low if pool.low == pool.high else (pool.low, pool.high),
             use_gpu=bool(pool.gpus),
