@@ -5,12 +5,15 @@ to the number of workers and can be lost).
 """
 
 import contextlib
+import os
 import sys
 import threading
 import uuid
+from collections.abc import Mapping
 from typing import Any
 
 import ray
+from ray.train import UserCallback
 
 from raybert.config.finetune import FinetuneConfig
 from raybert.config.training import PretrainConfig
@@ -30,6 +33,11 @@ class Board:
     def say(self, line: str) -> None:
         self._lines.append(line)
 
+    def lost(self, line: str) -> None:
+        """Where the run cannot be done at all, workers that end are no loss."""
+        if self._failure is None:
+            self._lines.append(line)
+
     def take(self) -> list[str]:
         lines, self._lines = self._lines, []
         return lines
@@ -45,6 +53,21 @@ class Board:
 
     def result(self) -> dict[str, Any]:
         return self._result
+
+
+class _Told(UserCallback):
+    """Tells the user of lost workers; runs in Ray Train's controller."""
+
+    def __init__(self, board: Any, pool: Pool) -> None:
+        self._board, self._pool = board, pool
+
+    def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
+        low, cpus, gpus = self._pool.low, self._pool.cpus, self._pool.gpus
+        each = f"{cpus} CPUs" + (f" and {gpus:g} GPUs" if gpus else "")
+        self._board.lost.remote(
+            f"lost worker {', '.join(map(str, sorted(worker_exceptions)))}; going on from the newest "
+            f"checkpoint once there is room for {low} with {each} each"
+        )
 
 
 def work(given: dict[str, Any]) -> None:
@@ -110,6 +133,9 @@ def launch(config: PretrainConfig | FinetuneConfig, job: dict[str, Any], pool: P
 
     from raybert.train.interface import WorkersConfig
 
+    if pool.low < pool.high:
+        # Ray Train learns late of a lost node and then waits for it, by default a minute, before it looks again
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
     board = Board.options(scheduling_strategy=drivers_node()).remote()
     trainer = TorchTrainer(
         work,
@@ -130,6 +156,7 @@ def launch(config: PretrainConfig | FinetuneConfig, job: dict[str, Any], pool: P
             name=uuid.uuid4().hex,  # a known name would make Ray go on from a checkpoint of its own
             storage_path=f"{config.output.path.rstrip('/')}/_raybert/ray",
             failure_config=FailureConfig(max_failures=config.train.restarts),
+            callbacks=[_Told(board, pool)],
         ),
     )
     with _lines_shown(board):

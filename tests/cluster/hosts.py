@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import IO
 
 import psutil
 
@@ -47,25 +48,27 @@ class Host:
     def __init__(self, name: str, address: str, port: str, folder: Path) -> None:
         self.name, self.address, self.port, self.folder = name, address, port, folder
 
-    def start(self, command: Sequence[str], log: str = "", **environment: str) -> subprocess.Popen[str]:
-        """Start a process on this host. With `log` its lines go to that file in `folder`, else they are piped."""
-        out: object = subprocess.PIPE
-        if log:
-            out = open(self.folder / log, "a")  # noqa: SIM115
+    def start(
+        self, command: Sequence[str], out: IO[str] | None = None, **environment: str
+    ) -> subprocess.Popen[str]:
+        """Start a process on this host. All its lines go to the file `out`, else they are piped."""
         clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
         return subprocess.Popen(
             ["nsenter", f"--net=/run/netns/{self.name}", *command],
             cwd=REPO,
             env={**clean, **_QUIET, "PYTHONPATH": str(REPO), **environment},
-            stdout=out,
-            stderr=subprocess.STDOUT if log else subprocess.PIPE,
+            stdin=subprocess.PIPE,
+            stdout=out or subprocess.PIPE,
+            stderr=subprocess.STDOUT if out else subprocess.PIPE,
             text=True,
             start_new_session=True,
         )
 
-    def python(self, *arguments: str, log: str = "", **environment: str) -> subprocess.Popen[str]:
+    def python(
+        self, *arguments: str, out: IO[str] | None = None, **environment: str
+    ) -> subprocess.Popen[str]:
         """Start this Python with `arguments`."""
-        return self.start([sys.executable, *arguments], log, **environment)
+        return self.start([sys.executable, *arguments], out, **environment)
 
     def pids(self) -> list[int]:
         """Of all processes on this host."""
@@ -87,14 +90,20 @@ class Node:
 
     def __init__(self, host: Host, command: Sequence[str], environment: dict[str, str], log: str) -> None:
         self.host, self.log = host, host.folder / log
-        self._start = lambda: host.start(command, log, **environment)
-        self._starts, self.process = 1, self._start()
+        self._command, self._environment = command, environment
+        self._starts = 0
+        self._start()
+
+    def _start(self) -> None:
+        self._starts += 1
+        with self.log.open("w") as out:
+            self.process = self.host.start(self._command, out, **self._environment)
 
     def is_up(self, tries: int) -> bool:
         """Whether it has joined; what gave up is started again."""
         if self.process.poll() is not None and self._starts < tries:
-            self._starts, self.process = self._starts + 1, self._start()
-        return self.log.read_text().count("Ray runtime started") > 0 and self.process.poll() is None
+            self._start()
+        return "Ray runtime started" in self.log.read_text() and self.process.poll() is None
 
 
 class Hosts:
@@ -105,7 +114,9 @@ class Hosts:
 
     def __init__(self, count: int) -> None:
         _sweep()
-        self.folder = Path(tempfile.mkdtemp(prefix="rb"))  # short: the paths of sockets have 107 characters at most
+        self.folder = Path(
+            tempfile.mkdtemp(prefix="rb")
+        )  # short: the paths of sockets have 107 characters at most
         self._nodes: list[Node] = []
         self._namespaces: list[str] = []
         self.hosts: list[Host] = []
@@ -159,9 +170,26 @@ class Hosts:
         """Join `host` to the cluster."""
         self._start_ray(host, cpus, [f"--address={self.address}", *more], environment)
 
+    def bring_up(self) -> None:
+        """Start what does not run: a head with one CPU on the first host, nodes of two on the others. Cables are mended."""
+        if not self.runs_ray(self.hosts[0]):
+            for host in self.hosts:
+                self.kill(host)  # nodes of the head that was
+            self.start_head(cpus=1)
+        for host in self.hosts[1:]:
+            self.mend(host)
+            if not self.runs_ray(host):
+                self.kill(host)
+                self.start_node(host, cpus=2)
+        self.ready()
+
     def ready(self) -> None:
         """Wait for what was started. Ray gives a node 30 s to come up, so on a busy machine it may take another try."""
         self._until(lambda: all(node.is_up(tries=4) for node in self._nodes), "Ray does not start", 240)
+
+    def runs_ray(self, host: Host) -> bool:
+        """Whether a node that was started there still runs."""
+        return any(node.host is host and node.process.poll() is None for node in self._nodes)
 
     def kill(self, host: Host, spare: Sequence[int] = ()) -> None:
         """SIGKILL for all on `host` but the processes `spare`: the machine is gone, its cable not."""

@@ -1,5 +1,6 @@
 """The hosts themselves: apart from each other and from us, cut off and back, and gone without a trace."""
 
+import contextlib
 import subprocess
 from pathlib import Path
 
@@ -54,7 +55,7 @@ def test_a_killed_host_has_no_processes_left_but_those_spared(listening):
 
 
 def test_nothing_is_left_when_a_test_fails():
-    with pytest.raises(ZeroDivisionError), Hosts(2) as hosts:
+    with contextlib.suppress(ZeroDivisionError), Hosts(2) as hosts:
         folder, names = hosts.folder, [host.name for host in hosts.hosts]
         sleeper = hosts[1].start(["sh", "-c", "sleep 600 & sleep 600"])
         while len(hosts[1].pids()) < 2:

@@ -71,7 +71,7 @@ def processes(kind: str) -> list[psutil.Process]:
 
 @dataclass
 class Load:
-    """Clients that ask one after the other, each request until it is answered."""
+    """Clients that ask one after the other, each request until it is answered, at one of the addresses in `url` each time."""
 
     url: str
     tries: int = 1
@@ -107,9 +107,11 @@ class Load:
 
     def _until_answered(self, client: httpx.Client, text: str) -> object:
         status: object = None
+        places = self.url.split()
         for attempt in range(self.tries):
             try:
-                reply = client.post(f"{self.url}/v1/embeddings", json={"input": text, "model": "tiny"})
+                place = places[(hash(text) + attempt) % len(places)]
+                reply = client.post(f"{place}/v1/embeddings", json={"input": text, "model": "tiny"})
                 status = reply.status_code
                 if status == 200:
                     self.dimensions.add(len(reply.json()["data"][0]["embedding"]))
