@@ -176,6 +176,7 @@ class Hosts:
             for host in self.hosts:
                 self.kill(host)  # nodes of the head that was
             self.start_head(cpus=1)
+            self.ready()
         for host in self.hosts[1:]:
             self.mend(host)
             if not self.runs_ray(host):

@@ -5,6 +5,7 @@ import random
 import signal
 import time
 
+import psutil
 import pytest
 
 from raybert.corpus.ledger import Ledger
@@ -84,6 +85,21 @@ def test_encoder_killed_and_the_run_ends_well(tiny, corpus, undisturbed, tmp_pat
     next(encoders(process.pid)).send_signal(signal.SIGKILL)
     out, err = process.communicate(timeout=200)
     assert process.returncode == 0, out + err
+    check(job, undisturbed)
+
+
+@pytest.mark.slow
+def test_a_run_whose_ray_dies_says_so(tiny, corpus, undisturbed, tmp_path):
+    job = Job(tiny, corpus, str(tmp_path / "out"))
+    process = job.start("workers.count=1")
+    assert wait_for(lambda: job.commits() >= 3, process)
+    (raylet,) = (each for each in psutil.Process(process.pid).children() if each.name() == "raylet")
+    raylet.kill()
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 1, err
+    assert err.splitlines()[-1].startswith("raybert: the private Ray on this machine is gone")
+    assert "run the same command again" in err.splitlines()[-1]
+    job.run("workers.count=1")
     check(job, undisturbed)
 
 

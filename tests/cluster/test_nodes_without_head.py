@@ -14,11 +14,15 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 def test_embedding_goes_on_with_a_new_head(cluster, job, undisturbed):  # noqa: F811
     process = start(job, cluster)
     assert wait_for(lambda: job.commits() >= 20, process, 300)
-    cluster.kill(cluster[0], spare=[pid for pid in cluster[0].pids() if is_drivers(cluster, pid, process.pid)])
+    cluster.kill(
+        cluster[0], spare=[pid for pid in cluster[0].pids() if is_drivers(cluster, pid, process.pid)]
+    )
     out, err = process.communicate(timeout=120)
     assert process.returncode == 1, out + err
     word = err.splitlines()[-1]
-    assert re.fullmatch(rf"raybert: the Ray cluster at RAY_ADDRESS={cluster.address} is gone.*same command.*", word)
+    assert re.fullmatch(
+        rf"raybert: the Ray cluster at RAY_ADDRESS={cluster.address} is gone.*same command.*", word
+    )
     assert len(err.splitlines()) < 20, "a line, no trace"
     at = job.commits()
     assert at < SHARDS
