@@ -17,7 +17,7 @@ test: .venv/test
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow"
 
 test-slow: .venv/test
-	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m slow
 
 lint: .venv/test
 	$(BIN)/ruff check .
