@@ -114,9 +114,8 @@ class Hosts:
 
     def __init__(self, count: int) -> None:
         _sweep()
-        self.folder = Path(
-            tempfile.mkdtemp(prefix="rb")
-        )  # short: the paths of sockets have 107 characters at most
+        # short: the paths of sockets have 107 characters at most
+        self.folder = Path(tempfile.mkdtemp(prefix="rb"))
         self._nodes: list[Node] = []
         self._namespaces: list[str] = []
         self.hosts: list[Host] = []
