@@ -2,7 +2,6 @@
 
 import json
 import os
-import shlex
 import shutil
 import signal
 import socket
@@ -232,7 +231,7 @@ def test_drivers_need_no_torch(head, place, vectors, tuned, tiny):
         ),
     ):
         words = [f"jobs/{name}.py", *here, f"output.path={place}/untorched-{name}", *settings]
-        head.submit("-c", shlex.quote(WITHOUT_TORCH), *words)
+        head.submit("-c", WITHOUT_TORCH, *words)
 
 
 def test_a_bad_setting_fails_the_job_with_one_line(head):
