@@ -254,7 +254,7 @@ def versions() -> dict[str, str]:
 
     return {
         "raybert": __version__,
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # plain: a driver may have no torch
         "transformers": transformers.__version__,
         "tokenizers": tokenizers.__version__,
     }

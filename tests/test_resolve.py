@@ -51,3 +51,8 @@ def test_the_kernels_of_the_plan_are_taken_or_refused(tiny, monkeypatch):
     monkeypatch.setattr("torch.backends.mkldnn.is_available", lambda: False)
     with pytest.raises(ValueError, match="kernels 'onednn' are not there for this model"):
         resolve.load_as_resolved(config.model, plan | {"kernels": "onednn"})
+
+
+def test_versions_are_plain_text():
+    """A worker answers with them, and the driver may have no torch to read torch's own kind of text with."""
+    assert {type(version) for version in resolve.versions().values()} == {str}
