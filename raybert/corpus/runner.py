@@ -97,6 +97,10 @@ def run(
             for batch in rows:
                 for row in batch.to_pylist():
                     yield Finished(**json.loads(row["finished"]))
+        except ray.exceptions.LocalRayletDiedError as error:
+            raise RuntimeError(
+                "Ray is gone from this driver's node; what is finished stays, run the same command again on a living cluster"
+            ) from error
         except ray.exceptions.RayError as error:
             raise RuntimeError(f"Ray gave up: {_one_line(error)}") from error
         finally:

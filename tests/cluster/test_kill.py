@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import signal
 import time
 
@@ -92,13 +93,15 @@ def test_encoder_killed_and_the_run_ends_well(tiny, corpus, undisturbed, tmp_pat
 def test_a_run_whose_ray_dies_says_so(tiny, corpus, undisturbed, tmp_path):
     job = Job(tiny, corpus, str(tmp_path / "out"))
     process = job.start("workers.count=1")
-    assert wait_for(lambda: job.commits() >= 3, process)
+    assert wait_for(lambda: job.commits() >= 3, process, 250)
     (raylet,) = (each for each in psutil.Process(process.pid).children() if each.name() == "raylet")
     raylet.kill()
     _, err = process.communicate(timeout=120)
     assert process.returncode == 1, err
-    assert err.splitlines()[-1].startswith("raybert: the private Ray on this machine is gone")
-    assert "run the same command again" in err.splitlines()[-1]
+    # Ray either tells, or ends the driver before it can
+    word = err.splitlines()[-1]
+    assert re.match(r"raybert: (the private Ray on this machine|Ray) is gone", word)
+    assert "run the same command again" in word
     job.run("workers.count=1")
     check(job, undisturbed)
 
