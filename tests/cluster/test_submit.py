@@ -320,5 +320,5 @@ def test_the_service(head, tiny, tmp_path):
     args["worker"] = {}
     deploy()
     wait_for(lambda: status()["status"] == "DEPLOY_FAILED", 120)
-    assert "did you mean 'workers'" in status()["message"]
+    assert "unknown setting 'worker'" in status()["message"]
     assert ask(KEY).status_code == 200  # what was good still answers
