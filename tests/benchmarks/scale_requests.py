@@ -119,6 +119,7 @@ def counted_server() -> Iterator[Counter[str]]:
 
     server = make_server("127.0.0.1", 0, counting, threaded=True)
     threading.Thread(target=server.serve_forever, daemon=True).start()
+    before = dict(os.environ)
     os.environ.update(_ENVIRONMENT, AWS_ENDPOINT_URL=f"http://127.0.0.1:{server.server_port}")
     import boto3
 
@@ -127,6 +128,8 @@ def counted_server() -> Iterator[Counter[str]]:
         yield counts
     finally:
         server.shutdown()
+        os.environ.clear()
+        os.environ.update(before)
 
 
 if __name__ == "__main__":
