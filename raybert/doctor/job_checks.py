@@ -129,7 +129,6 @@ def _training(facts: Facts, needs: Needs) -> list[Finding]:
     if not needs.training:
         return []
     workers = _workers(facts, needs)
-    several = len({node.address for node in facts.nodes}) > 1
     gpus = {node.name: node.gpus for node in facts.nodes}
 
     def engine(name: str) -> tuple[str, str, str]:
@@ -148,10 +147,6 @@ def _training(facts: Facts, needs: Needs) -> list[Finding]:
                 "torch has no NCCL, by which GPUs exchange gradients",
                 "install a torch build for CUDA there",
             )
-        if several and not machine["gloo"] and machine["resolves"].startswith("127."):
-            found = f"{machine['hostname']} resolves to {machine['resolves']} there: gloo would listen where nobody hears it"
-            fix = "name the node's own address in /etc/hosts, or set GLOO_SOCKET_IFNAME (such as eth0) before starting Ray"
-            return FAIL, found, fix
         return OK, "gloo", ""
 
     return [
@@ -294,7 +289,11 @@ def _loaded(facts: Facts, model: Model, shown: str) -> list[Finding]:
     def judge(name: str) -> tuple[str, str, str]:
         answer = loads[name]
         if "error" in answer:
-            fix = "see the message; a silent death is most often too little memory for one process"
+            fix = (
+                "a large model or a busy node: doctor.timeout=600; a process that died: too little memory, most often"
+                if answer.get("silent")
+                else "see the message: it is that of the job"
+            )
             return FAIL, f"{shown} does not load: {answer['error']}", fix
         note = f" (not faster: {answer['note']})" if answer.get("note") else ""
         return OK, f"{answer['found']}{note}, loaded in {answer['seconds']:g} s", ""

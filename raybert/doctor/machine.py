@@ -79,8 +79,6 @@ def examine(*, gpus=False, ports=(), binds=()):
         binds: (host, port) pairs that are tried.
     """
     return {
-        "hostname": socket.gethostname(),
-        "resolves": _resolved(socket.gethostname()),
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
         "raybert": _raybert(),
@@ -95,7 +93,6 @@ def examine(*, gpus=False, ports=(), binds=()):
         "gpu": _gpus() if gpus or shutil.which("nvidia-smi") else None,
         "listens": {port: _listening(port) for port in ports},
         "taken": [[host, port, why] for host, port in binds if (why := _bind(host, port))],
-        "gloo": os.environ.get("GLOO_SOCKET_IFNAME", ""),
     }
 
 
@@ -205,13 +202,6 @@ def _bind(host, port):
     except OSError as error:
         return error.strerror or str(error)
     return ""
-
-
-def _resolved(name):
-    try:
-        return socket.gethostbyname(name)
-    except OSError:
-        return ""
 
 
 def _read(path):

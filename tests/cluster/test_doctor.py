@@ -97,7 +97,7 @@ class Nodes:
     def doctor(self, *words: str) -> tuple[int, list[dict]]:
         """Exit code and findings."""
         done = subprocess.run(
-            [sys.executable, "-m", "raybert", "doctor", *words, "format=json"],
+            [sys.executable, "-m", "raybert", "doctor", *words, "format=json", "timeout=240"],
             cwd=REPO,
             env={**self.environment, "RAY_ADDRESS": self.address},
             capture_output=True,

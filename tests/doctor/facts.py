@@ -11,8 +11,6 @@ def machine(**other: Any) -> dict[str, Any]:
     """What `raybert.doctor.machine.examine` says of a good machine."""
     versions = {"ray": "2.60.0", "torch": "2.13.0+cpu", "transformers": "5.23.0", "tokenizers": "0.23.3"}
     good = {
-        "hostname": "host",
-        "resolves": "10.0.0.1",
         "python": "3.11.7",
         "versions": {**versions, "pyarrow": "26.0.1", "numpy": "2.3.0", "deepspeed": "0.19.8"},
         "raybert": {"version": "0.1.0", "digest": "aaaaaaaa", "folder": "/app/raybert"},
@@ -27,7 +25,6 @@ def machine(**other: Any) -> dict[str, Any]:
         "gpu": None,
         "listens": {},
         "taken": [],
-        "gloo": "",
     }
     return {**good, **other}
 

@@ -22,7 +22,7 @@ def places(tmp_path):
 
 
 def test_a_machine_in_order_is_fit(ray_local, tiny, places, tmp_path, capsys):
-    assert main(["doctor", "embed", f"model.name={tiny}", *places]) == 0
+    assert main(["doctor", "embed", f"model.name={tiny}", *places, "timeout=240"]) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "fit: 16 findings, 0 failed, 0 warning(s)" in out
     assert "2 file(s)" in out
