@@ -128,7 +128,7 @@ def launch(config: PretrainConfig | FinetuneConfig, job: dict[str, Any], pool: P
         RuntimeError: the loss went wrong, or workers were lost more often than `train.restarts`.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     from raybert.train.interface import WorkersConfig
@@ -137,7 +137,7 @@ def launch(config: PretrainConfig | FinetuneConfig, job: dict[str, Any], pool: P
         # Ray Train learns late of a lost node and then waits for it, by default a minute, before it looks again
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
     board = Board.options(scheduling_strategy=drivers_node()).remote()
-    trainer = TorchTrainer(
+    trainer = DataParallelTrainer(
         work,
         train_loop_config={
             "verb": "pretrain" if isinstance(config, PretrainConfig) else "finetune",
@@ -145,7 +145,7 @@ def launch(config: PretrainConfig | FinetuneConfig, job: dict[str, Any], pool: P
             "job": job,
             "board": board,
         },
-        torch_config=WorkersConfig(backend="nccl" if pool.gpus else "gloo"),
+        backend_config=WorkersConfig(backend="nccl" if pool.gpus else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=pool.low if pool.low == pool.high else (pool.low, pool.high),
             use_gpu=bool(pool.gpus),

@@ -143,6 +143,10 @@ def wait_for(condition, seconds: float) -> None:
         time.sleep(0.5)
 
 
+SHAPE = ["model.layers=1", "model.hidden=32", "model.heads=2", "train.global_batch_tokens=256"]
+ALONE = ["workers.count=1", "workers.cpus=1"]
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a corpus and a labelled table."""
@@ -191,10 +195,8 @@ def test_search_without_a_folder_to_send(head, vectors):
 def test_prepare_and_pretrain(head, place, tiny):
     settings = [f"model.name={tiny}", f"data.path={place}/docs", f"output.path={place}/tokens"]
     head.submit("jobs/prepare.py", "jobs/prepare.yaml", *settings, "prepare.max_length=32", "workers.count=1")
-    shape = ["model.layers=1", "model.hidden=32", "model.heads=2", "train.global_batch_tokens=256"]
     settings = [f"data.path={place}/tokens", f"output.path={place}/run", "train.steps=2"]
-    workers = ["workers.count=1", "workers.cpus=1"]
-    head.submit("jobs/pretrain.py", "jobs/pretrain.yaml", *settings, *shape, *workers)
+    head.submit("jobs/pretrain.py", "jobs/pretrain.yaml", *settings, *SHAPE, *ALONE)
     assert (place / "run/model/model.safetensors").exists()
 
 
@@ -215,23 +217,19 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def test_drivers_need_no_torch(head, place, vectors, tuned, tiny):
-    """Of embed, predict and prepare; those of training start Ray Train, which imports it, and plan without."""
-    here = [f"data.path={place}/labelled.parquet", "workers.count=1"]
-    model = f"model.name={tiny}"
+    here, model = [f"data.path={place}/labelled.parquet", "workers.count=1"], f"model.name={tiny}"
+    validation = f"data.validation={place}/labelled.parquet"
     for name, *settings in (
-        ("embed", model),
-        ("predict", f"model.name={tuned}"),
-        ("prepare", model, "prepare.max_length=32"),
-        (
-            "finetune",
-            model,
-            f"data.validation={place}/labelled.parquet",
-            "dry_run=true",
-            "task.name=classification",
-        ),
+        ("embed", *here, model),
+        ("predict", *here, f"model.name={tuned}"),
+        ("prepare", *here, model, "prepare.max_length=32"),
+        ("pretrain", f"data.path={place}/untorched-prepare", "train.steps=2", *SHAPE, *ALONE),
+        ("finetune", *here, model, validation, "task.name=classification", "train.epochs=1", *ALONE),
     ):
-        words = [f"jobs/{name}.py", *here, f"output.path={place}/untorched-{name}", *settings]
-        head.submit("-c", WITHOUT_TORCH, *words)
+        output = f"output.path={place}/untorched-{name}"
+        head.submit("-c", WITHOUT_TORCH, f"jobs/{name}.py", *settings, output)
+    for name in ("pretrain", "finetune"):
+        assert (place / f"untorched-{name}/model/model.safetensors").exists()
 
 
 def test_a_bad_setting_fails_the_job_with_one_line(head):
