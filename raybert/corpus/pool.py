@@ -72,7 +72,7 @@ def worker_pool(workers: WorkersSettings, *, reading: bool = True, whole_nodes: 
 
 def _measure(workers: WorkersSettings, reading: bool, whole_nodes: bool) -> tuple[Pool, int]:
     """The pool as asked for, with numbers for `auto`; and how many processes of it fit now."""
-    nodes = _nodes(workers.labels)
+    nodes = _nodes(workers.labels).values()
     gpus_here = sum(node.get("GPU", 0.0) for node in nodes)
     gpus = (1.0 if gpus_here else 0.0) if workers.gpus == "auto" else workers.gpus
     cpus = threads_of(workers)
@@ -81,33 +81,36 @@ def _measure(workers: WorkersSettings, reading: bool, whole_nodes: bool) -> tupl
         least = min((int(node["CPU"]) for node in nodes if node.get("CPU")), default=0)
         a_node = 1 if workers.count == "auto" else math.ceil(high / max(1, len(nodes)))
         cpus = max(1, (least - 1) // a_node)
-    # a process lies on one node; reading needs a CPU of any node that it may run on
+    # a process lies on one node
     fits = sum(int(node.get("CPU", 0)) // cpus for node in nodes)
     if gpus:
         fits = min(fits, sum(int(node.get("GPU", 0) / gpus) for node in nodes))
-    beside = fits if _reads_elsewhere(workers, fits * cpus) else fits - 1
+    beside = _beside_reading(workers, fits, cpus)
     if workers.count == "auto":
         low = high = max(1, beside)
     pool = Pool(low, high, cpus, gpus, workers.labels, workers.reader_labels)
     return pool, max(0, beside if reading else fits)
 
 
-def _reads_elsewhere(workers: WorkersSettings, taken: int) -> bool:
-    """Whether a CPU is left for reading when the processes have taken `taken` of those of their nodes."""
-    if workers.reader_labels and workers.reader_labels != workers.labels:
-        return sum(node.get("CPU", 0) for node in _nodes(workers.reader_labels)) >= 1
-    return taken <= sum(node.get("CPU", 0) for node in _nodes(workers.reader_labels)) - 1
+def _beside_reading(workers: WorkersSettings, fits: int, cpus: int) -> int:
+    """How many of the processes that fit leave a CPU for reading, of a node that it may run on."""
+    theirs, readers = _nodes(workers.labels), _nodes(workers.reader_labels)
+    if any(readers[name].get("CPU", 0) >= 1 for name in readers.keys() - theirs.keys()):
+        return fits
+    if not readers:
+        return 0
+    return fits if fits * cpus <= sum(node.get("CPU", 0) for node in theirs.values()) - 1 else fits - 1
 
 
-def _nodes(labels: Mapping[str, str]) -> list[dict[str, float]]:
-    """Resources of the nodes that have these labels."""
+def _nodes(labels: Mapping[str, str]) -> dict[str, dict[str, float]]:
+    """Resources of the nodes that have these labels, by the node's id."""
     import ray
 
-    return [
-        node["Resources"]
+    return {
+        node["NodeID"]: node["Resources"]
         for node in ray.nodes()
         if node["Alive"] and matches(node.get("Labels") or {}, labels)
-    ]
+    }
 
 
 def matches(labels: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
@@ -145,17 +148,25 @@ def _wait_for_nodes(pool: Pool, reading: bool, seconds: float) -> None:
 
 def _room(pool: Pool, reading: bool) -> str:
     gpus = f" and {pool.gpus:g} GPUs" if pool.gpus else ""
-    labels = f" labelled {dict(pool.labels)}" if pool.labels else ""
-    return f"{pool.low} x {pool.cpus} CPUs{gpus}{labels}{' and 1 CPU for reading' * reading}"
+    return (
+        f"{pool.low} x {pool.cpus} CPUs{gpus}{_labelled(pool.labels)}{_and_reading(pool) if reading else ''}"
+    )
 
 
 def _too_small(pool: Pool, reading: bool) -> str:
-    nodes = _nodes(pool.labels)
+    nodes = _nodes(pool.labels).values()
     cpus, gpus = (sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU"))
-    labels = f" labelled {dict(pool.labels)}" if pool.labels else ""
     grow = "" if is_private() else ", or give workers.wait=SECONDS if an autoscaler adds nodes"
     return (
         f"workers.count={pool.low} x workers.cpus={pool.cpus}, workers.gpus={pool.gpus:g}"
-        f"{' and 1 CPU for reading' * reading} do not fit: the cluster has {cpus:g} CPUs and {gpus:g} GPUs on "
-        f"{len(nodes)} node(s){labels}; lower workers.count or workers.cpus{grow}"
+        f"{_and_reading(pool) if reading else ''} do not fit: the cluster has {cpus:g} CPUs and {gpus:g} GPUs on "
+        f"{len(nodes)} node(s){_labelled(pool.labels)}; lower workers.count or workers.cpus{grow}"
     )
+
+
+def _and_reading(pool: Pool) -> str:
+    return f" and 1 CPU for reading{_labelled(pool.reader_labels)}"
+
+
+def _labelled(labels: Mapping[str, str]) -> str:
+    return f" labelled {dict(labels)}" if labels else ""

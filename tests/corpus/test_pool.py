@@ -72,3 +72,8 @@ def test_a_private_ray_is_not_waited_for(cpus: int) -> None:
 def test_a_label_that_ray_would_refuse_is_refused_at_once(wrong: str) -> None:
     with pytest.raises(ValueError, match="is not a label"):
         WorkersSettings(labels={"kind": wrong})
+
+
+def test_readers_that_find_no_node_are_refused(cpus: int) -> None:
+    with pytest.raises(ValueError, match=r"and 1 CPU for reading labelled {'kind': 'reader'} do not fit"):
+        worker_pool(WorkersSettings(count=1, reader_labels={"kind": "reader"}))
