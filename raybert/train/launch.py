@@ -95,13 +95,20 @@ def work(given: dict[str, Any]) -> None:
             from raybert.train.several import SeveralTasks
 
             made = SeveralTasks
-        result = Run(config, job, made(config, job), device, board.say.remote).go()
+        result = Run(config, job, made(config, job), device, board.say.remote, _a_node_is_leaving).go()
         ray.get(board.finish.remote(result))
     except TrainingDiverged as error:  # on all ranks alike
         ray.get(board.fail.remote("diverged", str(error)))
     except ValueError as error:  # maybe on this one only: the others must not wait for it
         ray.get(board.fail.remote("unusable", str(error)))
         raise
+
+
+def _a_node_is_leaving() -> bool:
+    """In a worker, and in all at once: whether Ray was told (a spot node's notice) that one of the run's nodes will go."""
+    import ray.train
+
+    return ray.train.get_preemption_info() is not None
 
 
 def best_precision(pool: Pool) -> str:

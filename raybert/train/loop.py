@@ -30,6 +30,7 @@ from raybert.train.trained import GlobalBatch, Trained
 
 _DIGESTS = 16  # of the last batches, kept with a checkpoint
 _DIGEST_RANGE = 2**62
+_LOOK_SECONDS = 5.0  # between looks for nodes that are to go: asking is a round trip of all workers, a notice 30 s or more
 
 
 class Run:
@@ -40,6 +41,7 @@ class Run:
         job: what the driver resolved (see `raybert.train.job` and `raybert.train.task_job`).
         trained: what differs between runs.
         say: takes lines for the user; used by rank 0.
+        leaving: whether a node of the run is about to be taken away; all ranks ask at the same step.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Run:
         trained: Trained,
         device: Any,
         say: Callable[[str], object],
+        leaving: Callable[[], bool] = lambda: False,
     ) -> None:
         self.config, self.train, self.job, self.device = config, config.train, job, device
         self.trained = trained
@@ -61,6 +64,7 @@ class Run:
         self._reader, self._writer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         self._writing: Future[None] | None = None
         self._rewinds, self._saved_at = 0, time.monotonic()
+        self._leaving, self._warned, self._looked_at = leaving, False, time.monotonic()
         self.records = Records(self.store, config.track, job["requested"], say, active=self.rank == 0)
 
     def go(self) -> dict[str, Any]:
@@ -273,14 +277,24 @@ class Run:
         return {"best_step": step, **{f"held_out_{k}": v for k, v in evaluation.items()}}
 
     def _save_is_due(self, last: bool) -> bool:
-        """At set steps, where a phase ends and, by rank 0's clock, after set minutes."""
+        """At set steps, where a phase ends, after set minutes by rank 0's clock, and before a node goes."""
         settings = self.train.checkpoint
         phase_ends = phase_at(self.lengths, self.step)[1] == 0
         if last or phase_ends or (settings.steps and self.step % settings.steps == 0):
             return True
-        if self.step % self.train.log_every:
+        now = time.monotonic()
+        late, look = now - self._saved_at > 60 * settings.minutes, now - self._looked_at > _LOOK_SECONDS
+        told = self._agree(late + 2 * look)
+        return bool(told & 1) or (bool(told & 2) and self._loses_a_node())
+
+    def _loses_a_node(self) -> bool:
+        """Whether the notice of a node's end has come, the first time that it is seen. For all ranks at the same step."""
+        self._looked_at = time.monotonic()
+        if self._warned or not self._leaving():
             return False
-        return bool(self._agree(int(time.monotonic() - self._saved_at > 60 * settings.minutes)))
+        self._warned = True
+        self.records.say(f"step {self.step:,}: a node is about to be taken away, a checkpoint before")
+        return True
 
     def _newest(self, at_most: int | None = None) -> int | None:
         """The newest complete checkpoint (up to a step), as rank 0 sees it."""
