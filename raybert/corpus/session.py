@@ -84,7 +84,7 @@ def ray_session() -> Iterator[None]:
                     labels={_PRIVATE: "true"},
                     **quiet,
                 )
-    except (OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # Ray raises a bare one where a node does not come up in time
         raise RuntimeError(f"cannot use {where}: {str(error).splitlines()[0]}") from error
     try:
         with _sigterm_stops(), last_word(where):

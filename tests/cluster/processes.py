@@ -77,7 +77,7 @@ class Job:
         return {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120) -> bool:
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 240) -> bool:
     """Poll until `condition`; False if the process ended first."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -11,7 +11,7 @@ from tests.cluster.hosts import Host, Hosts
 from tests.cluster.processes import Job, wait_for, write_corpus
 from tests.cluster.test_kill import ROWS, check
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.nodes, pytest.mark.timeout(900)]
 ROWS_PER_SHARD, SHARDS = 10, 402
 
 

@@ -10,7 +10,7 @@ import pytest
 from tests.cluster.hosts import Host, Hosts
 from tests.cluster.test_serve_chaos import wait_for
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.nodes, pytest.mark.timeout(600)]
 
 # Runs on the head's host, for as long as its input is open: six clients that ask the proxies in turn
 CLIENTS = """

@@ -14,7 +14,7 @@ from tests.cluster.hosts import Host, Hosts
 from tests.cluster.processes import wait_for
 from tests.train.tokens import settings, token_folder
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.nodes, pytest.mark.timeout(900)]
 STEPS = 16  # as many as a checkpoint keeps digests of
 
 

@@ -8,7 +8,7 @@ from tests.cluster.processes import wait_for
 from tests.cluster.test_kill import check
 from tests.cluster.test_nodes_embed import SHARDS, corpus, end, job, start, undisturbed  # noqa: F401
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.nodes, pytest.mark.timeout(900)]
 
 
 def test_embedding_goes_on_with_a_new_head(cluster, job, undisturbed):  # noqa: F811

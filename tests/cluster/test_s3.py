@@ -12,6 +12,8 @@ from raybert.corpus.ledger import Ledger, Replaced
 from tests.cluster.processes import Job, kill_tree, wait_for
 from tests.conftest import raybert, sentences
 
+pytestmark = pytest.mark.timeout(600)
+
 ROWS, PER_SHARD = 1500, 50
 SHARDS = 2 * 15
 
