@@ -85,7 +85,8 @@ def ray_session() -> Iterator[None]:
                     **quiet,
                 )
     except Exception as error:  # Ray raises a bare one where a node does not come up in time
-        raise RuntimeError(f"cannot use {where}: {str(error).splitlines()[0]}") from error
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise RuntimeError(f"cannot use {where}: {why}") from error
     try:
         with _sigterm_stops(), last_word(where):
             yield
