@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from moto.server import ThreadedMotoServer
 
 from raybert.__main__ import main
 from raybert.corpus.filesystems import resolve
@@ -25,6 +24,7 @@ from raybert.corpus.ledger import Ledger
 from raybert.corpus.nearest import Best, VectorFolder, prepare_queries, scan
 from raybert.encoder.quantizing import dequantize
 from raybert.search import search
+from tests.s3 import s3_server
 from tests.vector_folders import make_folder, random_vectors
 
 OPERATORS = {
@@ -511,19 +511,9 @@ def test_a_model_that_is_gone_is_named(folder, ray_local):
         search({"data.path": str(folder), "search.query": "x", "model.name": "/no/such/model"})
 
 
-def test_a_folder_in_an_object_store(tmp_path, monkeypatch, capsys):
-    server = ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "x",
-        "AWS_SECRET_ACCESS_KEY": "y",
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-    }.items():
-        monkeypatch.setenv(name, value)
-    try:
-        fs, _ = resolve("s3://vectors?allow_bucket_creation=true")
-        fs.create_dir("vectors")
+def test_a_folder_in_an_object_store(tmp_path, capsys):
+    with s3_server("vectors"):
+        fs, _ = resolve("s3://vectors")
         make_folder("s3://vectors/out", {"a": random_vectors(150)})
         np.save(tmp_path / "q.npy", random_vectors(150)[[120]])
         pafs.copy_files(str(tmp_path / "q.npy"), "vectors/q.npy", destination_filesystem=fs)
@@ -536,5 +526,3 @@ def test_a_folder_in_an_object_store(tmp_path, monkeypatch, capsys):
         fs.delete_file(f"vectors/out/data/{sorted(Ledger('s3://vectors/out').store.sizes('data'))[0]}")
         assert main(["verify", "s3://vectors/out"]) == 1
         assert "1 of 2 shards are missing" in capsys.readouterr().out
-    finally:
-        server.stop()

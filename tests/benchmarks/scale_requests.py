@@ -50,12 +50,12 @@ def run(counts: Counter[str], shards: int, rows: int, dimension: int) -> dict[st
     from raybert.corpus.vectors import embedding_array, schema, to_parquet
     from raybert.embed import deciding_settings
 
-    fs, root = resolve("s3://bucket/in/a.parquet")
+    fs, root = resolve("s3://counted/in/a.parquet")
     table = pa.table({"text": [f"text {i}" for i in range(shards * rows)]})
     pq.write_table(table, root, filesystem=fs, row_group_size=rows)
-    paths = {"data.path": "s3://bucket/in", "output.path": "s3://bucket/out"}
+    paths = {"data.path": "s3://counted/in", "output.path": "s3://counted/out"}
     config = EmbedConfig(**paths, **{"model.name": "null", "output.rows_per_shard": rows})
-    ledger = Ledger("s3://bucket/out", owner="count")
+    ledger = Ledger("s3://counted/out", owner="count")
     columns_of = {"kept": [], "types": {}, "carried": {}}
     ledger.create_job(
         {"requested": deciding_settings(config), "model": {"name": "null", "revision": None}, **columns_of}
@@ -123,7 +123,7 @@ def counted_server() -> Iterator[Counter[str]]:
     os.environ.update(_ENVIRONMENT, AWS_ENDPOINT_URL=f"http://127.0.0.1:{server.server_port}")
     import boto3
 
-    boto3.client("s3").create_bucket(Bucket="bucket")
+    boto3.client("s3").create_bucket(Bucket="counted")
     try:
         yield counts
     finally:

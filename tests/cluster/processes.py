@@ -1,9 +1,11 @@
 """Running the command as processes of its own, and killing them."""
 
+import contextlib
 import hashlib
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -86,6 +88,13 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seco
         assert time.monotonic() < deadline, "nothing happened in time"
         time.sleep(0.02)
     return True
+
+
+def free_ports(count: int) -> list[int]:
+    """Different ones, that nobody listens on."""
+    with contextlib.ExitStack() as stack:
+        doors = [stack.enter_context(socket.create_server(("", 0))) for _ in range(count)]
+        return [door.getsockname()[1] for door in doors]
 
 
 def encoders(root: int) -> Iterator[psutil.Process]:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -13,7 +12,7 @@ import psutil
 import pytest
 
 from raybert.corpus.ledger import Ledger
-from tests.cluster.processes import ENCODER, Job, wait_for, write_corpus
+from tests.cluster.processes import ENCODER, Job, free_ports, wait_for, write_corpus
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -46,18 +45,12 @@ def group(cpus: int, kind: str, most: int) -> dict:
     }
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, psutil.Process]]:
     """(address, process) of a head without CPUs, whose autoscaler starts raylets on this machine."""
     import ray.util
 
-    folder, port = tmp_path_factory.mktemp("scaling"), free_port()
+    folder, (port, client_port) = tmp_path_factory.mktemp("scaling"), free_ports(2)
     address = f"{ray.util.get_node_ip_address()}:{port}"
     config = {
         "cluster_name": "test",
@@ -87,7 +80,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, psu
     ray_command = Path(sys.executable).parent / "ray"
     command = [ray_command, "start", "--head", "--block", "--num-cpus=0", f"--port={port}"]
     command += [f"--autoscaling-config={folder}/config.json", "--include-dashboard=false"]
-    command += ["--object-store-memory=200000000", f"--ray-client-server-port={free_port()}"]
+    command += ["--object-store-memory=200000000", f"--ray-client-server-port={client_port}"]
     log = (folder / "head.log").open("w")
     head = subprocess.Popen(command, env={**os.environ, **ENVIRONMENT}, stdout=log, stderr=log)
     try:

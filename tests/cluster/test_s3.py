@@ -11,6 +11,7 @@ from raybert.corpus.filesystems import resolve
 from raybert.corpus.ledger import Ledger, Replaced
 from tests.cluster.processes import Job, kill_tree, wait_for
 from tests.conftest import raybert, sentences
+from tests.s3 import s3_server
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -19,37 +20,16 @@ SHARDS = 2 * 15
 
 
 @pytest.fixture(scope="module")
-def s3(monkeypatch_module):
-    """A server with one bucket holding two input files; AWS variables point at it."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    for name, value in {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }.items():
-        monkeypatch_module.setenv(name, value)
-    import boto3
-
-    boto3.client("s3").create_bucket(Bucket="bucket")
-    texts = sentences(ROWS)
-    fs, root = resolve("s3://bucket/in")
-    for i in range(2):
-        ids = [f"{i}-{j}" for j in range(ROWS // 2)]
-        pq.write_table(pa.table({"id": ids, "text": texts[i::2]}), f"{root}/part{i}.parquet", filesystem=fs)
-    yield "s3://bucket"
-    server.stop()
-
-
-@pytest.fixture(scope="module")
-def monkeypatch_module():
-    with pytest.MonkeyPatch.context() as patch:
-        yield patch
+def s3():
+    """A bucket holding two input files."""
+    with s3_server("bucket"):
+        texts = sentences(ROWS)
+        fs, root = resolve("s3://bucket/in")
+        for i in range(2):
+            ids = [f"{i}-{j}" for j in range(ROWS // 2)]
+            table = pa.table({"id": ids, "text": texts[i::2]})
+            pq.write_table(table, f"{root}/part{i}.parquet", filesystem=fs)
+        yield "s3://bucket"
 
 
 def hashes(url: str) -> dict[str, str]:

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import socket
 import threading
 import time
 from collections import Counter
@@ -16,15 +15,10 @@ import pytest
 
 from raybert.config import load
 from raybert.config.serving import ServeConfig
+from tests.cluster.processes import free_ports
 from tests.encoder.tiny import tiny_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def config(model: str, **settings: object) -> ServeConfig:
@@ -46,7 +40,7 @@ def url(ray_local: None) -> Iterator[str]:
     """Where a service will answer, once it is deployed."""
     from ray import serve
 
-    port = free_port()
+    (port,) = free_ports(1)
     serve.start(http_options={"host": "127.0.0.1", "port": port, "request_timeout_s": 20})
     yield f"http://127.0.0.1:{port}"
     serve.shutdown()

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,20 +18,12 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from tests.cluster.processes import REPO, write_corpus
+from tests.cluster.processes import REPO, free_ports, write_corpus
 from tests.conftest import sentences
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 TOOLS = Path(sys.executable).parent
 KEY = "a-key-of-the-test"
-
-
-def free_ports(count: int) -> list[int]:
-    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
 
 
 @dataclass

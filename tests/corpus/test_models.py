@@ -7,30 +7,17 @@ from pyarrow import fs as pafs
 
 from raybert.corpus.filesystems import resolve
 from raybert.corpus.models import fetch_model
+from tests.s3 import s3_server
 
 
 @pytest.fixture
 def bucket(monkeypatch, tmp_path, tiny):
     """A model in an S3-compatible server, and the log of GETs for its weights."""
-    import boto3
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    for name, value in {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "XDG_CACHE_HOME": str(tmp_path / "cache"),
-    }.items():
-        monkeypatch.setenv(name, value)
-    boto3.client("s3").create_bucket(Bucket="models")
-    fs, root = resolve("s3://models/tiny")
-    pafs.copy_files(tiny, root, source_filesystem=pafs.LocalFileSystem(), destination_filesystem=fs)
-    yield "s3://models/tiny"
-    server.stop()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with s3_server("models"):
+        fs, root = resolve("s3://models/tiny")
+        pafs.copy_files(tiny, root, source_filesystem=pafs.LocalFileSystem(), destination_filesystem=fs)
+        yield "s3://models/tiny"
 
 
 def test_processes_of_a_node_share_one_copy(bucket, tmp_path, tiny, caplog):

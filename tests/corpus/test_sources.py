@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
-from moto.server import ThreadedMotoServer
 
 from raybert.corpus.filesystems import resolve
 from raybert.corpus.readers import read, scan
 from raybert.corpus.sources import File, digest, discover, member_uris
+from tests.s3 import s3_server
 
 
 @pytest.fixture
@@ -214,17 +214,8 @@ def test_memory_file_system() -> None:
 @pytest.fixture(scope="module")
 def s3() -> Iterator[pafs.FileSystem]:
     """A bucket `shelf` on a server of this process, found through the environment alone."""
-    server = ThreadedMotoServer(port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "fake")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "fake")
-        fs, _ = resolve("s3://shelf?allow_bucket_creation=true")
-        fs.create_dir("shelf")
-        yield fs
-    server.stop()
+    with s3_server("shelf"):
+        yield resolve("s3://shelf")[0]
 
 
 def test_s3(s3: pafs.FileSystem) -> None:

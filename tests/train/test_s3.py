@@ -11,6 +11,7 @@ from torch.testing import assert_close
 
 from raybert.corpus.store import Store
 from raybert.train.checkpoint import Checkpoints, RunState
+from tests.s3 import s3_server
 from tests.train.test_checkpoint import tensors
 from tests.train.tokens import settings, token_folder
 
@@ -19,26 +20,8 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def bucket():
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    values = {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in values.items():
-            patch.setenv(name, value)
-        import boto3
-
-        boto3.client("s3").create_bucket(Bucket="bucket")
+    with s3_server("bucket"):
         yield "s3://bucket"
-    server.stop()
 
 
 def test_checkpoints_in_a_bucket(bucket):
