@@ -7,6 +7,7 @@ embedding: adversarial training moves the input there, so it works under every Z
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
@@ -21,6 +22,10 @@ PACKED_FAMILIES = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "di
 OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert")
 _WITHOUT_POSITIONS = ("mpnet", "modernbert")  # made from the ids, or rotary
 _WITHOUT_TYPES = ("distilbert", "mpnet", "modernbert")
+
+# On a CPU a packed batch is filled up to a multiple of so many tokens: oneDNN builds a kernel for every new number of them,
+# which takes as long as the product of a small batch.
+_MULTIPLE = 64
 
 
 class Forward:
@@ -45,7 +50,7 @@ class Forward:
         plain.get_input_embeddings().register_forward_hook(self._add_delta)
 
     def __call__(self, batch: PackedBatch, delta: Tensor | None = None) -> Any:
-        """What the whole model gives. Of tokens: [1, tokens, ...] packed, [n, longest, ...] padded (see `tokens`)."""
+        """What the whole model gives. Of tokens: [1, tokens and filling, ...] packed, [n, longest, ...] padded (see `tokens`)."""
         return self._call(self._plain, batch, delta)
 
     def hidden(self, batch: PackedBatch, delta: Tensor | None = None) -> Tensor:
@@ -57,7 +62,7 @@ class Forward:
     def tokens(self, values: Tensor, batch: PackedBatch) -> Tensor:
         """[tokens, ...] of what the model gave for tokens."""
         if not self.padded:
-            return values[0]
+            return values[0, : batch.ids.shape[1]]
         return values[self._pad_rows(torch.ones_like(batch.ids), batch).bool()]
 
     def _call(self, module: nn.Module, batch: PackedBatch, delta: Tensor | None) -> Any:
@@ -71,7 +76,10 @@ class Forward:
             given["attention_mask"] = mask = self._pad_rows(torch.ones_like(batch.ids), batch)
             given["input_ids"] = given["input_ids"].masked_fill(mask == 0, self._pad)
         else:
+            more = 0 if batch.ids.is_cuda else -batch.ids.shape[1] % _MULTIPLE
+            given = {name: F.pad(x, (0, more)) for name, x in given.items()}
             given["packed"] = batch.rows
+            delta = None if delta is None else F.pad(delta, (0, 0, 0, more))
         self._delta = delta
         try:
             return module(**given)

@@ -15,8 +15,9 @@ from torch import Tensor
 from raybert.encoder.attention import Rows, to_device
 from raybert.train.dropout import keep_mask
 
-# A group ends where its longest sequence would be longer than this factor and summand make of its shortest.
-_STRETCH, _SLACK = 1.15, 4
+# A group takes in shorter sequences until so many scores of padding, over all heads, would be computed: they take about
+# as long as the calls of a group of their own.
+_WASTE = 2**17
 
 
 @dataclass(frozen=True)
@@ -50,15 +51,18 @@ class Group:
         into[self.start : self.end] = found if self.places is None else found[self.places]
 
 
-def groups(rows: Rows) -> list[Group]:
+def groups(rows: Rows, heads: int) -> list[Group]:
     """The groups of a batch whose sequences are sorted by length."""
-    found, first = [], 0
-    lengths = rows.lengths
-    while first < len(lengths):
-        bound = lengths[first] * _STRETCH + _SLACK
-        last = int(np.searchsorted(lengths, bound, side="right"))
-        found.append(_group(rows, first, last))
-        first = last
+    squares = np.asarray(rows.lengths, np.int64) ** 2
+    found: list[Group] = []
+    end = len(squares)
+    while end:
+        wasted = (
+            heads * (squares[end - 1] - squares[:end])[::-1].cumsum()
+        )  # with the last 1, 2, ... sequences
+        start = end - int(np.searchsorted(wasted, _WASTE, side="right"))
+        found.insert(0, _group(rows, start, end))
+        end = start
     return found
 
 
@@ -81,9 +85,10 @@ def _group(rows: Rows, first: int, last: int) -> Group:
 def attend_grouped(q: Tensor, k: Tensor, v: Tensor, rows: Rows, scale: float, dropout: float) -> Tensor:
     """softmax(q k' * scale) v within every sequence; weights are dropped with probability `dropout`.
 
-    q, k, v: [tokens, heads, d] of sequences sorted by length. Returns [tokens, heads, d].
+    q, k, v: [tokens, heads, d] of sequences sorted by length. Returns [tokens, heads, d]; tokens behind the last sequence
+    get zeros.
     """
-    found = _Attend.apply(q, k, v, groups(rows), scale, dropout)
+    found = _Attend.apply(q, k, v, groups(rows, q.shape[1]), scale, dropout)
     assert isinstance(found, Tensor)
     return found
 
@@ -96,7 +101,7 @@ class _Attend(torch.autograd.Function):
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, parts: list[Group], scale: float, dropout: float
     ) -> Tensor:
         heads = q.shape[1]
-        out, kept = torch.empty_like(q, memory_format=torch.contiguous_format), []
+        out, kept = _empty_like(q, parts), []
         for part in parts:
             a, b, c = part.spread(q), part.spread(k), part.spread(v)
             scores = torch.baddbmm(a.new_empty(1), a, b.mT, beta=0, alpha=scale)
@@ -115,7 +120,7 @@ class _Attend(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         grad, saved = gradients[0], ctx.saved_tensors
         heads = grad.shape[1]
-        found = [torch.empty_like(grad, memory_format=torch.contiguous_format) for _ in range(3)]
+        found = [_empty_like(grad, ctx.parts) for _ in range(3)]
         for i, part in enumerate(ctx.parts):
             a, b, c, weights, keep = saved[5 * i : 5 * i + 5]
             above = part.spread(grad)
@@ -132,3 +137,10 @@ class _Attend(torch.autograd.Function):
             for into, value in zip(found, (to_q, to_k, to_v), strict=True):
                 part.gather(value, heads, into)
         return *found, None, None, None
+
+
+def _empty_like(x: Tensor, parts: list[Group]) -> Tensor:
+    """To be filled by the groups; zeros behind the last."""
+    found = torch.empty_like(x, memory_format=torch.contiguous_format)
+    found[parts[-1].end if parts else 0 :] = 0
+    return found

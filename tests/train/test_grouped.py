@@ -17,10 +17,18 @@ def tensors(tokens, heads=2, d=8, count=3, dtype=torch.float64):
     return [torch.randn(tokens, heads, d, dtype=dtype, requires_grad=True) for _ in range(count)]
 
 
+@pytest.fixture(params=[0, 100, 2**30])
+def waste(request, monkeypatch):
+    """From a group a length to one group for all."""
+    monkeypatch.setattr("raybert.train.grouped._WASTE", request.param)
+    return request.param
+
+
 @pytest.mark.parametrize("lengths", [[1], [5, 5, 5], [1, 2, 3, 3, 7, 8, 30, 31, 64], list(range(1, 40))])
-def test_groups_cover_every_token_once(lengths):
+def test_groups_cover_every_token_once(lengths, waste):
     rows = Rows(np.array(lengths))
-    found = groups(rows)
+    found = groups(rows, 2)
+    assert {0: len(set(lengths)), 2**30: 1}.get(waste, len(found)) == len(found)
     assert [part.start for part in found] + [sum(lengths)] == [0] + [part.end for part in found]
     for part in found:
         x = torch.randn(sum(lengths), 2, 3)
@@ -31,8 +39,22 @@ def test_groups_cover_every_token_once(lengths):
         assert wide.abs().sum() == pytest.approx(float(x[part.start : part.end].abs().sum()), rel=1e-5)
 
 
+def test_a_group_ends_where_its_padding_costs_more_than_calls(monkeypatch):
+    monkeypatch.setattr("raybert.train.grouped._WASTE", 2 * (10**2 - 8**2))
+    found = groups(Rows(np.array([2, 8, 10, 10])), 2)
+    assert [(part.start, part.end, part.length) for part in found] == [(0, 2, 2), (2, 30, 10)]
+
+
+def test_filling_behind_the_last_sequence_gets_zeros():
+    q, k, v = tensors(9)
+    found = attend_grouped(q, k, v, Rows(np.array([2, 4])), 0.3, 0.0)
+    assert found[6:].abs().max() == 0 < found[:6].abs().min()
+    for gradient in torch.autograd.grad(found.sum(), (q, k, v)):
+        assert gradient[6:].abs().max() == 0
+
+
 @pytest.mark.parametrize("lengths", [[1], [5, 5, 5], [1, 2, 3, 3, 7, 8, 30, 31, 64]])
-def test_attention_and_its_gradients_are_those_of_every_sequence_alone(lengths):
+def test_attention_and_its_gradients_are_those_of_every_sequence_alone(lengths, waste):
     q, k, v = tensors(sum(lengths))
     found = attend_grouped(q, k, v, Rows(np.array(lengths)), 0.3, 0.0)
     pieces = zip(*(x.split(lengths) for x in (q, k, v)), strict=True)

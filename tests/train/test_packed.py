@@ -50,6 +50,17 @@ def test_logits_are_those_of_every_sequence_alone(family, padded):
         assert_close(pairs, expected_pairs[torch.tensor(order)], atol=1e-5, rtol=0)
 
 
+def test_layers_see_few_different_numbers_of_tokens():
+    """oneDNN builds a kernel for each."""
+    ours, seen = model("bert"), set()
+    layer = ours.plain.base_model.encoder.layer[0].intermediate
+    layer.register_forward_hook(lambda module, given, output: seen.add(given[0].shape[1]))
+    for lengths in ((3, 5), (30, 31), (60, 5), (64, 64)):
+        batch = pack(micro(0, lengths, pairs=False))
+        assert ours._run.hidden(batch).shape[0] == sum(lengths)
+    assert seen == {64, 128}
+
+
 def test_roberta_positions_are_its_own():
     one, ours = micro(0, (7,), pairs=False), model("roberta").eval()
     found = ours.logits(pack(one))[0]
