@@ -8,7 +8,7 @@ size, learning rate (linear with warmup), weight decay, AdamW, dropout, clipping
 taken. `trainer` pads each batch to its longest row, `grouped` draws rows of like length together (the Trainer's
 train_sampling_strategy=group_by_length), which is faster and another order of the rows. All are given rows tokenized
 before. Every finished model, whoever trained it, is read back by plain transformers and scored on the test rows by
-scikit-learn, scipy and plain_scores.py, in float32.
+scikit-learn, scipy, sacreBLEU and plain_scores.py, in float32.
 
 seconds are those of all updates, without loading, tokenizing and saving; wall those of the whole process until the model
 is saved (raybert's begins a Ray). tokens are real ones. threads, all cores unless told, are those of a side together. rows=N takes N rows of each table, for a try; split=dev
@@ -189,7 +189,7 @@ def _train_peer(job: Result, recipe: Recipe, tables: Path, folder: Path) -> tupl
 
     torch.set_num_threads(job["threads"])
     kind, rows = plain_tasks.KINDS[recipe.kind], _rows(tables / "train.parquet")
-    task = kind(recipes.model_folder(), recipe.max_length, kind.labels_of(rows))
+    task = kind.to_train(recipes.model_folder(), recipe.max_length, rows, tables)
     features = task.features(rows)
     updates = recipe.epochs * -(-len(rows) // recipe.batch_size)
     clock = {"seconds": 0.0}
@@ -211,6 +211,7 @@ def _train_peer(job: Result, recipe: Recipe, tables: Path, folder: Path) -> tupl
         weight_decay=recipe.weight_decay,
         adam_epsilon=1e-6,  # as raybert, after BERT
         max_grad_norm=1.0,
+        label_smoothing_factor=recipe.smoothing,
         optim="adamw_torch_fused",
         bf16=job["precision"] == "bfloat16",
         use_cpu=not torch.cuda.is_available(),

@@ -22,6 +22,8 @@ class Recipe:
         task: raybert's group `task`.
         data: raybert's group `data` without its path.
         figure: what models are compared by.
+        smoothing: of labels.
+        vocabulary: tokens of a vocabulary that is made of the targets of the training rows; 0: none.
     """
 
     folder: str
@@ -35,6 +37,8 @@ class Recipe:
     max_length: int = 128
     warmup: float = 0.1
     weight_decay: float = 0.01
+    smoothing: float = 0.0
+    vocabulary: int = 0
 
 
 _SINGLE = {"name": "classification", "kind": "single"}
@@ -63,7 +67,21 @@ RECIPES = {
         epochs=4,
         data={"text": "sentence1", "text_pair": "sentence2", "label": "score"},
     ),
+    "multi30k": Recipe(
+        "multi30k_en_de",
+        "generation",
+        {"name": "generation", "max_target_length": 64, "generate": "never"},
+        "bleu",
+        lr=5e-4,
+        epochs=3,
+        batch_size=128,
+        max_length=64,
+        smoothing=0.1,
+        vocabulary=8000,
+    ),
 }
+WORDS = "words"
+"""Folder of the targets' vocabulary, beside the tables."""
 
 
 def read_arguments(words: list[str], defaults: Mapping[str, str]) -> dict[str, str]:
@@ -75,19 +93,38 @@ def read_arguments(words: list[str], defaults: Mapping[str, str]) -> dict[str, s
 
 
 def cut_tables(recipe: Recipe, data: str, rows: int, folder: Path) -> Path:
-    """The folder with train.parquet and test.parquet; of `rows` rows drawn at random where that is not 0."""
+    """The folder with train.parquet and test.parquet; of `rows` rows drawn at random where that is not 0.
+
+    Where the recipe says so there is a vocabulary beside them.
+    """
     source = Path(data, recipe.folder)
     if not source.is_dir():
         raise SystemExit(f"there is no {source}; say with data=FOLDER where the real data is")
-    if not rows:
+    if not rows and not recipe.vocabulary:
         return source
     made = folder / f"{recipe.folder}-{rows}"
     made.mkdir(exist_ok=True)
     for file in source.glob("*.parquet"):
         table = pq.read_table(file)
-        order = np.random.default_rng(0).permutation(len(table))[:rows]
-        pq.write_table(table.take(order), made / file.name)
+        order = np.random.default_rng(0).permutation(len(table))[: rows or None]
+        pq.write_table(table.take(order) if rows else table, made / file.name)
+    if recipe.vocabulary and not (made / WORDS).exists():
+        _make_vocabulary(made, recipe.vocabulary)
     return made
+
+
+def _make_vocabulary(tables: Path, size: int) -> None:
+    from raybert.vocabulary import vocabulary
+
+    vocabulary(
+        {
+            "data.path": str(tables / "train.parquet"),
+            "data.text": "target",
+            "vocabulary.size": size,
+            "vocabulary.lowercase": False,
+            "output.path": str(tables / WORDS),
+        }
+    )
 
 
 def kept(job: Mapping[str, Any], results: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
@@ -106,10 +143,12 @@ def finetune_settings(
     recipe: Recipe, tables: Path, output: Path, *, seed: int, precision: str, workers: int, threads: int
 ) -> dict[str, Any]:
     """Settings of `raybert.finetune`: the last model is kept, nothing is evaluated on the way, every step is timed."""
+    words = {"target_tokenizer": str(tables / WORDS)} if recipe.vocabulary else {}
     return {
         "model": {"name": model_folder(), "max_length": recipe.max_length},
         "data": {"path": str(tables / "train.parquet"), **recipe.data},
-        "task": dict(recipe.task),
+        "task": {**recipe.task, **words},
+        "regularize": {"label_smoothing": recipe.smoothing},
         "output": {"path": str(output), "max_rejects": 0},
         "workers": {"count": workers, "cpus": threads // workers},
         "train": {
