@@ -73,19 +73,20 @@ def attend(
     """softmax(q k' / sqrt(d) + bias) v within every text (Vaswani et al. 2017, section 3.2.1).
 
     Args:
-        qkv: [tokens, 3, heads, d], queries, keys and values of a packed batch.
+        qkv: [tokens, 3, heads, d], queries, keys and values of a packed batch; behind its texts there may be filling.
         bias: [heads, longest, longest], added to the scores.
         window: tokens further apart than this do not see each other (ModernBERT's local layers).
         native: by our own kernel (see native.py); only where `why_not` has nothing against it.
 
     Returns:
-        [tokens, heads * d].
+        [tokens, heads * d]; zeros for the filling, but by torch's variable-length kernel anything.
     """
     if bias is None and flash_works(qkv):
         return attend_flash(qkv, rows.cumulative, rows.longest, window=window)
     if native:
         return attend_native(qkv, rows.offsets, bias=bias, window=window)
     out = qkv.new_empty(len(qkv), qkv.shape[2] * qkv.shape[3])
+    out[int(rows.offsets[-1]) :] = 0
     for start, end, length in rows.runs:
         part = qkv[start:end].view(-1, length, *qkv.shape[1:]).permute(2, 0, 3, 1, 4)  # [3, b, heads, t, d]
         mask = _mask(qkv, length, bias, window)

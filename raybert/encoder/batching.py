@@ -36,6 +36,16 @@ def computed_tokens(lengths: np.ndarray, batch_tokens: int, *, padded: bool = Fa
     return sum(len(rows) * int(lengths[rows].max()) for rows in batches)
 
 
+def filled(tokens: int) -> int:
+    """`tokens` rounded up to one of 16 numbers between a power of two and the next, a multiple of 8.
+
+    On a CPU oneDNN builds a kernel for every new number of rows: 2 ms each for AMX, in which that multiplies a thousand
+    rows. Filled batches meet few numbers, and its kernels stay few enough to be kept.
+    """
+    step = max(8, 1 << max(tokens.bit_length() - 5, 0))
+    return -(-tokens // step) * step
+
+
 def pack(values: np.ndarray, offsets: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """The ids of some rows one after the other: int64 [tokens]."""
     starts = offsets[rows]

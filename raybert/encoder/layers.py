@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raybert.encoder.attention import Rows, attend, attend_flash, to_device
-from raybert.encoder.linear import Kernels, linears, pick_kernels
+from raybert.encoder.batching import filled
+from raybert.encoder.linear import ONEDNN, Kernels, linears, pick_kernels
 
 _Attention = Callable[[Tensor], Tensor]
 
@@ -120,8 +121,11 @@ class PackedModel(nn.Module):
         if self.kernels == "compiled" and not states and len(ids) > self._tokens // 2:
             return self._forward_compiled(ids, positions, rows)
         bias, native = self._position_bias(rows.longest), self.kernels == "native"
+        tokens = len(ids)
+        if self.kernels in ONEDNN:
+            ids, positions = self._filled(ids, positions, filled(tokens))
         found = self._states(ids, positions, lambda qkv: attend(qkv, rows, bias=bias, native=native))
-        return list(found) if states else deque(found, maxlen=1)[0]
+        return [x[:tokens] for x in found] if states else deque(found, maxlen=1)[0][:tokens]
 
     def _states(self, ids: Tensor, positions: Tensor, attention: _Attention) -> Iterator[Tensor]:
         x = self._embed(ids, positions)
@@ -136,10 +140,12 @@ class PackedModel(nn.Module):
 
     def _forward_compiled(self, ids: Tensor, positions: Tensor, rows: Rows) -> Tensor:
         """Batches filled up to one size, so that one compiled program serves them all."""
-        more = self._tokens - len(ids)
-        if more > 0:
-            ids, positions = F.pad(ids, (0, more)), F.pad(positions, (0, more), value=self._first_position)
+        ids, positions = self._filled(ids, positions, max(self._tokens, len(ids)))
         return self._compiled(ids, positions, rows.cumulative, rows.longest)[: rows.offsets[-1]]
+
+    def _filled(self, ids: Tensor, positions: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
+        more = tokens - len(ids)
+        return F.pad(ids, (0, more)), F.pad(positions, (0, more), value=self._first_position)
 
     def _last(self, ids: Tensor, positions: Tensor, cumulative: Tensor, longest: int) -> Tensor:
         x = self._embed(ids, positions)

@@ -15,6 +15,10 @@ _FUSED = {"gelu": ("gelu", "none"), "gelu_new": ("gelu", "tanh"), "gelu_pytorch_
 _FUSED |= {"relu": ("relu", "")}
 
 
+ONEDNN = ("native", "onednn")
+"""Kernels whose products are oneDNN's."""
+
+
 class Linear(nn.Module):
     """activation(x w' + b) + add."""
 
@@ -70,7 +74,7 @@ def onednn_works(weight: Tensor) -> bool:
 
 def linears(kernels: str) -> type[Linear] | type[OneDnnLinear]:
     """The class for kernels of that name: oneDNN's for "native" and "onednn", for all else torch's own."""
-    return OneDnnLinear if kernels in ("native", "onednn") else Linear
+    return OneDnnLinear if kernels in ONEDNN else Linear
 
 
 class Kernels(NamedTuple):

@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from typing import Any, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raybert.encoder.attention import Rows, attend, to_device
-from raybert.encoder.linear import Kernels, linears, pick_kernels
+from raybert.encoder.batching import filled
+from raybert.encoder.linear import ONEDNN, Kernels, linears, pick_kernels
 
 
 class ModernModel(nn.Module):
@@ -35,7 +37,9 @@ class ModernModel(nn.Module):
     def forward(self, ids: Tensor, rows: Rows, *, states: bool = False) -> Tensor | list[Tensor]:
         """[tokens, hidden] of a packed batch of `ids` [tokens]; with `states` every hidden state, embeddings first."""
         if len(ids):
-            found = deque(self._states(ids, rows), maxlen=None if states else 1)
+            more = filled(len(ids)) - len(ids) if self.kernels in ONEDNN else 0
+            found = deque(self._states(F.pad(ids, (0, more)), rows), maxlen=None if states else 1)
+            found = deque(x[: len(ids)] for x in found)
         else:
             found = deque([self.embeddings(ids[None])[0]] * (len(self.layers) + 1))
         found[-1] = self.final_norm(found[-1])
@@ -43,7 +47,8 @@ class ModernModel(nn.Module):
 
     def _states(self, ids: Tensor, rows: Rows) -> Iterator[Tensor]:
         x = self.embeddings(ids[None])[0]
-        positions = to_device(rows.positions, ids.device)[None]
+        positions = to_device(rows.positions, ids.device)
+        positions = F.pad(positions, (0, len(ids) - len(positions)))[None]
         turns = {kind: self.rotary(x, positions, kind) for kind in {layer.kind for layer in self.layers}}
         yield x
         for layer in self.layers:

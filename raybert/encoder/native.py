@@ -31,6 +31,7 @@ def attend_native(
     assert offsets[-1] <= tokens
     assert bias is None or bias.shape[-1] >= np.diff(offsets).max(initial=0)
     out = qkv.new_empty(tokens, heads * d)
+    out[int(offsets[-1]) :] = 0
     library = _library()
     assert not isinstance(library, str), library
     failed = library.raybert_attend(

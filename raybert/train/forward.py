@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
+from raybert.encoder.batching import filled
 from raybert.train.dropout import quicken_dropout
 from raybert.train.packed import PACKED, PackedBatch
 
@@ -22,10 +23,6 @@ PACKED_FAMILIES = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "di
 OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert")
 _WITHOUT_POSITIONS = ("mpnet", "modernbert")  # made from the ids, or rotary
 _WITHOUT_TYPES = ("distilbert", "mpnet", "modernbert")
-
-# On a CPU a packed batch is filled up to a multiple of so many tokens: oneDNN builds a kernel for every new number of them,
-# which takes as long as the product of a small batch.
-_MULTIPLE = 64
 
 
 class Forward:
@@ -76,7 +73,8 @@ class Forward:
             given["attention_mask"] = mask = self._pad_rows(torch.ones_like(batch.ids), batch)
             given["input_ids"] = given["input_ids"].masked_fill(mask == 0, self._pad)
         else:
-            more = 0 if batch.ids.is_cuda else -batch.ids.shape[1] % _MULTIPLE
+            tokens = batch.ids.shape[1]
+            more = 0 if batch.ids.is_cuda else filled(tokens) - tokens
             given = {name: F.pad(x, (0, more)) for name, x in given.items()}
             given["packed"] = batch.rows
             delta = None if delta is None else F.pad(delta, (0, 0, 0, more))

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raybert.encoder.batching import computed_tokens, pack, plan_batches
+from raybert.encoder.batching import computed_tokens, filled, pack, plan_batches
 
 LENGTHS = st.lists(st.integers(0, 300), max_size=80).map(np.array)
 
@@ -21,6 +21,16 @@ def test_every_row_once_and_within_the_budget(lengths, budget, padded):
         tokens = len(batch) * lengths[batch].max() if padded else lengths[batch].sum()
         assert len(batch) == 1 or tokens <= budget
     assert (np.diff(lengths[rows]) <= 0).all()
+
+
+def test_filled_batches_have_few_sizes():
+    sizes = [filled(tokens) for tokens in range(1025)]
+    assert sizes[:9] == [0, 8, 8, 8, 8, 8, 8, 8, 8]
+    assert all(
+        size % 8 == 0 and tokens <= size < max(tokens + 8, 1.07 * tokens) for tokens, size in enumerate(sizes)
+    )
+    assert len(set(sizes[512:1024])) == 17
+    assert filled(16384) == 16384
 
 
 @given(LENGTHS)
