@@ -367,9 +367,12 @@ class Generation(Task):
 
     def _collate(self, features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         batch = self.tokenizer.pad({"input_ids": [one["input_ids"] for one in features]}, return_tensors="pt")
-        labels = [torch.tensor(one["labels"]) for one in features]
-        padded = nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=-100)
-        return {**batch, "labels": padded}
+        start, pad = self.words.cls_token_id, self.words.pad_token_id
+        return {
+            **batch,
+            "labels": _padded([one["labels"] for one in features], -100),
+            "decoder_input_ids": _padded([[start, *one["labels"][:-1]] for one in features], pad),
+        }
 
     @torch.inference_mode()
     def predict(self, model: Any, rows: Sequence[Row]) -> list[Any]:
@@ -400,6 +403,12 @@ class Generation(Task):
             "bleu": BLEU().corpus_score(logits, true).score,
             "chrf": CHRF().corpus_score(logits, true).score,
         }
+
+
+def _padded(rows: list[list[int]], value: int) -> torch.Tensor:
+    return nn.utils.rnn.pad_sequence(
+        [torch.tensor(row) for row in rows], batch_first=True, padding_value=value
+    )
 
 
 KINDS = {

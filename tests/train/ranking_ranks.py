@@ -8,7 +8,7 @@ import numpy as np
 from raybert.config.pair_tasks import RetrievalSettings, SimilaritySettings
 from raybert.tasks.examples import Examples, Lists
 
-ROWS, STEP, SEED = 7, 3, 5
+ROWS, STEP, SEED = 7, 3, 7
 SETTINGS: dict[str, Any] = {
     "retrieval": RetrievalSettings(dimensions=[32, 8], symmetric=True, pooling="mean"),
     "similarity": SimilaritySettings(pooling="mean"),
