@@ -13,9 +13,8 @@ from hypothesis import settings
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ.pop("RAY_ADDRESS", None)
-if "PYTEST_XDIST_WORKER" in os.environ:
-    # threads of several processes that wait for each other on the same cores take many times as long as one thread each
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+# threads of several processes that wait for each other on the same cores take many times as long as one thread each
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # where nobody looks on, the same examples every time
 settings.register_profile("ci", derandomize=True)

