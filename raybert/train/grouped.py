@@ -57,9 +57,8 @@ def groups(rows: Rows, heads: int) -> list[Group]:
     found: list[Group] = []
     end = len(squares)
     while end:
-        wasted = (
-            heads * (squares[end - 1] - squares[:end])[::-1].cumsum()
-        )  # with the last 1, 2, ... sequences
+        # of a group of the last sequence, the last two, ...
+        wasted = heads * (squares[end - 1] - squares[:end])[::-1].cumsum()
         start = end - int(np.searchsorted(wasted, _WASTE, side="right"))
         found.insert(0, _group(rows, start, end))
         end = start
