@@ -157,10 +157,11 @@ def side(job: Result, tables: Path) -> Result:
     with tempfile.TemporaryDirectory() as folder:
         model, seconds, tokens = train(job, recipe, tables, Path(folder))
         wall = time.perf_counter() - started
+        import plain_task
         import plain_tasks
 
         finished = plain_tasks.KINDS[recipe.kind](str(model), recipe.max_length)
-        figures = plain_tasks.score(finished, _rows(tables / f"{job['split']}.parquet"))
+        figures = plain_task.score(finished, _rows(tables / f"{job['split']}.parquet"))
     figures = {recipe.figure: figures[recipe.figure], **figures}
     speed = {"seconds": seconds, "tokens": tokens, "tokens_per_second": tokens / seconds, "wall": wall}
     return {"figures": figures, **speed}

@@ -1,8 +1,4 @@
-"""The tasks written plainly with transformers: what its Trainer trains, and by what models of every side are scored.
-
-Nothing of raybert is imported: a model of raybert is read from its folder as anybody would, its predictions are scored
-by scikit-learn, scipy, sacreBLEU and plain_scores.py.
-"""
+"""Every task of the benchmarks, written plainly with transformers (plain_task.py)."""
 
 import re
 from collections.abc import Sequence
@@ -11,111 +7,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from plain_generation import Generation
 from plain_scores import answer_words, entity_scores, relation_scores, word_f1
+from plain_task import Row, Task
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
-    AutoConfig,
     AutoModel,
-    AutoModelForCausalLM,
     AutoModelForQuestionAnswering,
-    AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
-    AutoTokenizer,
     DataCollatorForTokenClassification,
-    DataCollatorWithPadding,
-    EncoderDecoderModel,
-    GenerationConfig,
 )
-
-Row = dict[str, Any]
-
-
-class Task:
-    """One kind of task.
-
-    Args:
-        folder: of the tokenizer: the pretrained model, or a finished one.
-        max_length: tokens of a row.
-        labels: in the order of the model's outputs; None: those of the finished model in `folder`.
-    """
-
-    auto: Any = AutoModelForSequenceClassification
-
-    def __init__(self, folder: str, max_length: int, labels: Sequence[str] | None = None) -> None:
-        self.folder, self.max_length = folder, max_length
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        if labels is None:
-            names = AutoConfig.from_pretrained(folder).id2label
-            labels = [names[i] for i in range(len(names))]
-        self.labels = list(labels)
-        self.collate: Any = DataCollatorWithPadding(self.tokenizer)
-
-    @classmethod
-    def to_train(cls, folder: str, max_length: int, rows: Sequence[Row], tables: Path) -> "Task":
-        """Before training on rows of these tables."""
-        del tables
-        return cls(folder, max_length, cls.labels_of(rows))
-
-    @staticmethod
-    def labels_of(rows: Sequence[Row]) -> list[str]:
-        """The labels of rows to train on."""
-        return sorted({row["label"] for row in rows})
-
-    def model(self) -> Any:
-        """The model of the folder; a head that it lacks is random."""
-        names = dict(enumerate(self.labels))
-        numbers = {label: i for i, label in names.items()}
-        return self.auto.from_pretrained(
-            self.folder, num_labels=len(names), id2label=names, label2id=numbers, **self.options()
-        )
-
-    def options(self) -> dict[str, Any]:
-        """Of the model's configuration."""
-        return {}
-
-    def save(self, model: Any, folder: Path) -> None:
-        """A folder that this class reads."""
-        model.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
-
-    def features(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
-        """What the collator takes, in the order of the rows."""
-        made = self.tokenizer([row["text"] for row in rows], truncation=True, max_length=self.max_length)
-        numbers = {label: i for i, label in enumerate(self.labels)}
-        return [
-            {"input_ids": ids, "label": numbers[row["label"]]}
-            for ids, row in zip(made["input_ids"], rows, strict=True)
-        ]
-
-    def outputs(self, given: Any) -> torch.Tensor:
-        """The logits [n, ...] of what the model gives."""
-        return given.logits
-
-    @torch.inference_mode()
-    def predict(self, model: Any, rows: Sequence[Row]) -> list[Any]:
-        """The logits of every row, in the order of the rows; rows of like length are computed together."""
-        features = self.features(rows)
-        order = sorted(range(len(features)), key=lambda i: len(features[i]["input_ids"]))
-        found: list[Any] = [None] * len(features)
-        for at in range(0, len(order), 64):
-            some = order[at : at + 64]
-            batch = self.collate([features[i] for i in some])
-            given = {name: x for name, x in batch.items() if "label" not in name and "_positions" not in name}
-            for i, logits in zip(some, self.outputs(model(**given)).numpy(), strict=True):
-                found[i] = logits
-        return found
-
-    def scores(self, logits: list[np.ndarray], rows: Sequence[Row]) -> dict[str, float]:
-        """The figures of what `predict` gave."""
-        from sklearn.metrics import accuracy_score, f1_score
-
-        true = [row["label"] for row in rows]
-        found = [self.labels[int(one.argmax())] for one in logits]
-        return {
-            "accuracy": float(accuracy_score(true, found)),
-            "macro_f1": float(f1_score(true, found, average="macro", zero_division=0)),
-        }
 
 
 class Regression(Task):
@@ -315,102 +217,6 @@ class Answers(Task):
         return {"exact_match": float(np.mean(exact)), "f1": float(np.mean(f1))}
 
 
-class Generation(Task):
-    """A text from a text, by two encoders of which one is made a decoder (arXiv 1907.12461)."""
-
-    longest, beams = 64, 4
-
-    def __init__(self, folder: str, max_length: int, labels: Any = None, *, words: str = "") -> None:
-        super().__init__(folder, max_length, labels or ())
-        self.fresh = bool(words)
-        self.words = AutoTokenizer.from_pretrained(words or Path(folder, "target_tokenizer"))
-        self.collate = self._collate
-
-    @classmethod
-    def to_train(cls, folder: str, max_length: int, rows: Sequence[Row], tables: Path) -> "Task":
-        return cls(folder, max_length, words=str(tables / "words"))
-
-    def model(self) -> Any:
-        if not self.fresh:
-            return EncoderDecoderModel.from_pretrained(self.folder)
-        words = self.words
-        ids = {
-            "bos_token_id": words.cls_token_id,
-            "eos_token_id": words.sep_token_id,
-            "pad_token_id": words.pad_token_id,
-        }
-        shape = AutoConfig.from_pretrained(
-            self.folder, is_decoder=True, add_cross_attention=True, vocab_size=len(words), **ids
-        )
-        decoder = AutoModelForCausalLM.from_pretrained(
-            self.folder, config=shape, ignore_mismatched_sizes=True
-        )
-        encoder = AutoModel.from_pretrained(self.folder, add_pooling_layer=False)
-        made = EncoderDecoderModel(encoder=encoder, decoder=decoder)
-        made.config.decoder_start_token_id = words.cls_token_id
-        made.config.pad_token_id = words.pad_token_id
-        made.generation_config = GenerationConfig(decoder_start_token_id=words.cls_token_id, **ids)
-        return made
-
-    def save(self, model: Any, folder: Path) -> None:
-        super().save(model, folder)
-        self.words.save_pretrained(folder / "target_tokenizer")
-
-    def features(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
-        sources, targets = ([row[name] for row in rows] for name in ("source", "target"))
-        read = self.tokenizer(sources, truncation=True, max_length=self.max_length)["input_ids"]
-        written = self.words(targets, truncation=True, max_length=self.longest - 1, add_special_tokens=False)[
-            "input_ids"
-        ]
-        end = self.words.sep_token_id
-        return [{"input_ids": ids, "labels": [*told, end]} for ids, told in zip(read, written, strict=True)]
-
-    def _collate(self, features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        batch = self.tokenizer.pad({"input_ids": [one["input_ids"] for one in features]}, return_tensors="pt")
-        start, pad = self.words.cls_token_id, self.words.pad_token_id
-        return {
-            **batch,
-            "labels": _padded([one["labels"] for one in features], -100),
-            "decoder_input_ids": _padded([[start, *one["labels"][:-1]] for one in features], pad),
-        }
-
-    @torch.inference_mode()
-    def predict(self, model: Any, rows: Sequence[Row]) -> list[Any]:
-        """The texts that are written."""
-        features = self.features(rows)
-        order = sorted(range(len(features)), key=lambda i: len(features[i]["input_ids"]))
-        found: list[Any] = [""] * len(features)
-        for at in range(0, len(order), 64):
-            some = order[at : at + 64]
-            batch = self._collate([features[i] for i in some])
-            ids = model.generate(
-                input_ids=batch["input_ids"],
-                attention_mask=batch["attention_mask"],
-                num_beams=self.beams,
-                do_sample=False,
-                max_new_tokens=self.longest,
-            )
-            for i, text in zip(some, self.words.batch_decode(ids, skip_special_tokens=True), strict=True):
-                found[i] = text
-        return found
-
-    def scores(self, logits: list[Any], rows: Sequence[Row]) -> dict[str, float]:
-        from sacrebleu.metrics.bleu import BLEU
-        from sacrebleu.metrics.chrf import CHRF
-
-        true = [[row["target"] for row in rows]]
-        return {
-            "bleu": BLEU().corpus_score(logits, true).score,
-            "chrf": CHRF().corpus_score(logits, true).score,
-        }
-
-
-def _padded(rows: list[list[int]], value: int) -> torch.Tensor:
-    return nn.utils.rnn.pad_sequence(
-        [torch.tensor(row) for row in rows], batch_first=True, padding_value=value
-    )
-
-
 KINDS = {
     "generation": Generation,
     "classification": Task,
@@ -419,8 +225,3 @@ KINDS = {
     "relations": Relations,
     "answers": Answers,
 }
-
-
-def score(task: Task, rows: Sequence[Row]) -> dict[str, float]:
-    """The figures of a finished model on rows, in float32."""
-    return task.scores(task.predict(task.model().float().eval(), rows), rows)

@@ -5,6 +5,8 @@ import shutil
 from pathlib import Path
 
 STEPS = 8
+LONG = {"train.zero": 2, "train.steps": 60, "train.evaluate.every": 30, "train.checkpoint.steps": 30}
+"""Of a run in which every task is learnt."""
 
 
 def run_of(folder: Path, name: str, **changes):
@@ -27,7 +29,7 @@ def common(folder: Path, rank: int) -> dict:
     """ZeRO 0 against the reference; under ZeRO 2 a run whole, and gone on with from its middle."""
     return {
         "zero0": stepwise(folder, rank, "zero0"),
-        "plain": whole_and_again(folder, rank, "plain", **{"train.zero": 2}),
+        "plain": whole_and_again(folder, rank, "plain", **LONG),
     }
 
 

@@ -37,10 +37,9 @@ def found(folder):
 
 @pytest.mark.parametrize("name", [name for name in LEVERS if name != "patience"])
 def test_it_trains(found, name):
-    assert found[name]["figures"]["steps"] == STEPS
+    assert found[name]["figures"]["steps"] == LEVERS[name].get("train.steps", STEPS)
     losses = found[name]["losses"]
-    least = 0.98 if name == "freeze_all" else 0.95  # a head on random vectors learns little
-    assert np.mean(losses[-4:]) < least * losses[0]
+    assert np.mean(losses[-4:]) < 0.95 * losses[0]
 
 
 @pytest.mark.parametrize("name", RESUMED)

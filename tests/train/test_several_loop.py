@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from tests.train.ranks import run
+from tests.train.several_ranks import LONG
 from tests.train.task_tables import right_share
 from tests.train.test_several import NAMES
 
@@ -68,7 +69,7 @@ def same_run(found, folder, name):
 def test_a_run_that_goes_on_ends_as_the_whole_one(two, folder):
     same_run(two, folder, "plain")
     assert len(set(two["digests"])) == 16
-    assert two["cursor"]["batch"] == 24
+    assert two["cursor"]["batch"] == LONG["train.steps"]
     assert two["cursor"]["places"].keys() == set(NAMES)
 
 
@@ -84,9 +85,8 @@ def test_every_task_is_learnt_and_evaluated_and_the_best_mean_is_kept(two):
     assert two["figures"]["held_out_mean"] == pytest.approx(max(means.values()))
     for name in NAMES:
         assert history[f"train/{name}.loss"]
-    for name in ("intents", "entities"):  # eight updates with forty rows of numbers lead anywhere
-        losses = history[f"validation/{name}.loss"]
-        assert losses[-1][1] < losses[0][1]
+        (_, middle), (_, end) = history[f"validation/{name}.loss"]
+        assert end < 0.8 * middle
 
 
 def test_a_finished_model_has_the_figures_of_the_run(two, folder):
