@@ -56,7 +56,9 @@ def test_training_saves_before_a_node_goes(tmp_path, monkeypatch):
             subprocess.run(drain, check=True, capture_output=True, timeout=60)
             saved = wait_for(lambda: bool(Checkpoints(str(output / "checkpoints")).steps()), process, 120)
             assert saved, (tmp_path / "lines").read_text()
-            assert said("a node is about to be taken away, a checkpoint before")
+            # a line takes longer to the driver than a checkpoint to the disk
+            line = "a node is about to be taken away, a checkpoint before"
+            assert wait_for(lambda: said(line), process, 120), (tmp_path / "lines").read_text()
         finally:
             kill_tree(process)
     finally:
