@@ -81,6 +81,9 @@ def ranking_sums(vectors: Tensor, members: Members, settings: Ranking) -> Rankin
     """
     sizes = _sizes(settings, vectors.shape[1])
     everyone = Members.of(gather_rows(members.stacked()))
+    if not len(everyone.role):  # an update of nothing makes the optimizer's state
+        nothing = vectors.sum() * 0.0
+        return RankingSums(nothing, nothing, nothing)
     # queries, then their documents, then negatives, each by example: nothing depends on the number of ranks
     order = torch.argsort(everyone.role * (everyone.example.max() + 1) + everyone.example)
     gathered = gather_rows(vectors)[order]

@@ -50,6 +50,7 @@ def url(ray_local: None) -> Iterator[str]:
 def replicas(url: str, tiny: str) -> str:
     """The service with two replicas of a tiny model."""
     deploy(config(tiny, **{"workers.count": 2}))
+    wait_for(lambda: len(processes("ServeReplica")) == 2, 60)  # those of the test before go last
     return url
 
 

@@ -9,7 +9,7 @@ from raybert.tasks.similarity_model import cosent_sums
 from raybert.train.packed import pack
 from raybert.train.step import seed_dropout
 from tests.train.lever_fakes import largest_difference
-from tests.train.ranking_ranks import ROWS, SEED, SETTINGS, STEP, gradients, micros_of, model_of
+from tests.train.ranking_ranks import ROWS, SEED, SETTINGS, STEP, gradients, micros_of, model_of, objective_of
 from tests.train.ranks import run
 
 TASKS = sorted(SETTINGS)
@@ -47,6 +47,16 @@ def test_grad_cache_in_one_process_is_the_whole_gradient(whole, task, cache):
     assert figures["loss"] == pytest.approx(whole[task][0], rel=1e-6)
     assert largest_difference(found, whole[task][1]) < 1e-5
     assert largest_difference({n: torch.zeros_like(x) for n, x in found.items()}, whole[task][1]) > 0.5
+
+
+@pytest.mark.parametrize("cache", [True, False])
+@pytest.mark.parametrize("task", TASKS)
+def test_a_batch_of_nothing_has_no_gradient(task, cache):
+    """As an optimizer's state is made before a checkpoint is read."""
+    model, objective = model_of(task).train(), objective_of(task, cache)
+    totals = objective.accumulate(model, [(0, objective.empty)], objective.count([]), seed=SEED, step=STEP)
+    assert not totals.any()
+    assert not any(p.grad.any() for p in model.parameters() if p.grad is not None)
 
 
 def test_the_accuracy_is_that_of_all_queries(whole):
