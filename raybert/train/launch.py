@@ -65,9 +65,23 @@ class _Told(UserCallback):
         low, cpus, gpus = self._pool.low, self._pool.cpus, self._pool.gpus
         each = f"{cpus} CPUs" + (f" and {gpus:g} GPUs" if gpus else "")
         self._board.lost.remote(
-            f"lost worker {', '.join(map(str, sorted(worker_exceptions)))}; going on from the newest "
+            f"lost worker {_with_reasons(worker_exceptions)}; going on from the newest "
             f"checkpoint once there is room for {low} with {each} each"
         )
+
+
+def _with_reasons(worker_exceptions: Mapping[int, Exception]) -> str:
+    """Ranks, with what was raised in them; of those that were lost without a word Ray tells a page, which is left out."""
+    found = []
+    for rank, error in sorted(worker_exceptions.items()):
+        lost = type(error).__module__.startswith("ray.")
+        found.append(str(rank) if lost else f"{rank} ({type(error).__name__}: {_last_line(error)[:200]})")
+    return ", ".join(found)
+
+
+def _last_line(error: Exception) -> str:
+    said = str(error).strip()
+    return said.splitlines()[-1] if said else type(error).__name__
 
 
 def work(given: dict[str, Any]) -> None:
@@ -186,8 +200,7 @@ def _raise_known(board: Any) -> None:
 def _cause(error: Exception) -> str:
     """The first worker's last line."""
     failures = getattr(error, "worker_failures", {})
-    first = next(iter(failures.values()), error)
-    return str(first).strip().splitlines()[-1] if str(first).strip() else type(first).__name__
+    return _last_line(next(iter(failures.values()), error))
 
 
 @contextlib.contextmanager
