@@ -8,7 +8,10 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
+
+import psutil
 
 from raybert.corpus.lastword import last_word
 
@@ -71,10 +74,30 @@ def ray_session() -> Iterator[None]:
     try:
         if address:
             _check_address(address)
-        with _nothing_on_stderr():  # Ray announces there that it will be quiet
-            if address:
+        if address:
+            with _nothing_on_stderr():  # Ray announces there that it will be quiet
                 ray.init(address=address, **quiet)
-            else:
+        else:
+            _start_private(quiet)
+    except Exception as error:  # Ray raises a bare one where a node does not come up in time
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise RuntimeError(f"cannot use {where}: {why}") from error
+    try:
+        with _sigterm_stops(), last_word(where):
+            yield
+    finally:
+        ray.shutdown()
+
+
+def _start_private(quiet: dict[str, Any]) -> None:
+    """A Ray of our own. Ray gives its processes 30 s to come up; on a busy machine they get a second chance, when what
+    they read is in memory."""
+    import ray
+
+    before = set(psutil.Process().children(recursive=True))
+    for last in (False, True):
+        try:
+            with _nothing_on_stderr():
                 # One CPU more than there are: reading and tokenizing always find a slot beside the encoders.
                 ray.init(
                     address="local",
@@ -84,14 +107,17 @@ def ray_session() -> Iterator[None]:
                     labels={_PRIVATE: "true"},
                     **quiet,
                 )
-    except Exception as error:  # Ray raises a bare one where a node does not come up in time
-        why = (str(error).splitlines() or [type(error).__name__])[0]
-        raise RuntimeError(f"cannot use {where}: {why}") from error
-    try:
-        with _sigterm_stops(), last_word(where):
-            yield
-    finally:
-        ray.shutdown()
+            return
+        except Exception as error:
+            if last or "timed out" not in str(error):
+                raise
+        print("Ray did not start in time on this busy machine; once more", file=sys.stderr)
+        for process in set(psutil.Process().children(recursive=True)) - before:
+            with contextlib.suppress(psutil.Error):
+                if str(Path(ray.__file__).parent) in " ".join(
+                    process.cmdline()
+                ):  # others may have been begun beside
+                    process.kill()
 
 
 @contextlib.contextmanager
