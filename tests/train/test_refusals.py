@@ -105,13 +105,13 @@ def test_an_adapter_is_no_model_to_begin_with(folder, tmp_path):
         driver(folder, {"model.name": str(tmp_path)})
 
 
-def test_attacks_have_the_values_of_their_papers_unless_given():
+def test_what_attacks_have_unless_given():
     def of(**given):
         return load(FinetuneConfig, settings={f"adversarial.{k}": v for k, v in given.items()}).adversarial
 
     fields = ("epsilon", "alpha", "steps", "init", "weight")
     found = {name: [getattr(of(name=name), field) for field in fields] for name in ("none", "fgm", "pgd")}
-    assert found == {"none": [None] * 5, "fgm": [1.0, *[None] * 4], "pgd": [1.0, 0.3, 3, None, None]}
+    assert found == {"none": [None] * 5, "fgm": [0.2, *[None] * 4], "pgd": [0.2, 0.1, 3, None, None]}
     assert [getattr(of(name="freelb"), field) for field in fields] == [0.0, 0.1, 2, 0.6, None]
     assert [getattr(of(name="smart"), field) for field in fields] == [0.01, 1e-3, 1, 1e-5, 1.0]
     assert of(name="freelb", epsilon=0.5, steps=4).model_dump() == {
