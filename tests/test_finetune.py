@@ -3,7 +3,6 @@
 import json
 import statistics
 
-import psutil
 import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file
@@ -11,6 +10,7 @@ from torch.testing import assert_close
 
 from raybert.finetune import FinetuneReport, _means, finetune
 from raybert.train.checkpoint import Checkpoints
+from tests.train.kills import a_worker_killed
 from tests.train.task_tables import right_share, rows, task_settings, write
 
 
@@ -74,26 +74,9 @@ def test_other_settings_or_rows_are_refused(finished, folder, tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_worker_costs_nothing_but_time(finished, folder, capfd):
-    import threading
-    import time
-
-    output, killed = folder / "killed", []
-
-    def kill():
-        checkpoints = Checkpoints(output / "checkpoints")
-        while max(checkpoints.steps(), default=0) < 8:
-            time.sleep(0.02)
-        workers = [
-            p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())
-        ]
-        workers[0].kill()
-        killed.append(workers[0].pid)
-
-    thread = threading.Thread(target=kill)
-    thread.start()
-    report = finetune(settings(folder, output, **{"train.checkpoint.steps": 1}))
-    thread.join()
-    assert len(killed) == 1
+    output = folder / "killed"
+    with a_worker_killed(output, 8):
+        report = finetune(settings(folder, output, **{"train.checkpoint.steps": 1}))
     assert "going on from step" in capfd.readouterr().err
     one, other = Checkpoints(output / "checkpoints"), Checkpoints(finished[0] / "checkpoints")
     assert one.record(24)["digests"] == other.record(24)["digests"]

@@ -1,12 +1,9 @@
 """A worker of fine-tuning is killed, whatever the task: the run ends with the model that it would have had."""
 
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from safetensors.torch import load_file
 from torch.testing import assert_close
@@ -15,6 +12,7 @@ from raybert.finetune import finetune
 from raybert.train.checkpoint import Checkpoints
 from tests.encoder.tiny import tiny_model
 from tests.test_finetune_pairs import questions
+from tests.train.kills import a_worker_killed
 from tests.train.several_tables import KINDS, several_settings, tables
 from tests.train.task_tables import task_settings, word_pairs, write
 
@@ -24,9 +22,10 @@ COMMON = {
     "train.steps": STEPS,
     "train.evaluate.every": STEPS,
     "train.checkpoint.steps": 1,
+    "train.checkpoint.keep": 99,
+    "model.dropout": 0.1,
     "workers.count": 2,
 }
-COMMON |= {"model.dropout": 0.1, "train.checkpoint.keep": 99}
 
 
 def several(folder: Path, output: Path) -> dict[str, Any]:
@@ -58,31 +57,15 @@ def generation(folder: Path, output: Path) -> dict[str, Any]:
     )
 
 
-def kill_a_worker(output: Path, step: int, killed: list[int]) -> None:
-    """SIGKILL for a worker of training after a step."""
-    checkpoints, deadline = Checkpoints(output / "checkpoints"), time.monotonic() + 300
-    while max(checkpoints.steps(), default=0) < step:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    for process in psutil.Process().children(recursive=True):
-        if "RayTrainWorker" in " ".join(process.cmdline()):
-            process.kill()
-            killed.append(process.pid)
-            return
-
-
 @pytest.mark.parametrize("settings", [several, retrieval, generation])
 def test_a_killed_worker_costs_nothing_but_time(
     settings: Callable[[Path, Path], dict[str, Any]], tmp_path, ray_local, capfd
 ):
-    whole, output, killed = tmp_path / "whole", tmp_path / "killed", []
+    whole, output = tmp_path / "whole", tmp_path / "killed"
     expected = finetune(settings(tmp_path, whole))
     capfd.readouterr()
-    thread = threading.Thread(target=kill_a_worker, args=(output, STEPS // 3, killed))
-    thread.start()
-    report = finetune(settings(tmp_path, output))
-    thread.join()
-    assert len(killed) == 1
+    with a_worker_killed(output, STEPS // 3):
+        report = finetune(settings(tmp_path, output))
     assert "going on from step" in capfd.readouterr().err
     one, other = Checkpoints(output / "checkpoints"), Checkpoints(whole / "checkpoints")
     assert one.record(STEPS)["digests"] == other.record(STEPS)["digests"]

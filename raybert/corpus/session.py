@@ -74,7 +74,6 @@ def ray_session() -> Iterator[None]:
     try:
         if address:
             _check_address(address)
-        if address:
             with _nothing_on_stderr():  # Ray announces there that it will be quiet
                 ray.init(address=address, **quiet)
         else:
@@ -112,12 +111,18 @@ def _start_private(quiet: dict[str, Any]) -> None:
             if last or "timed out" not in str(error):
                 raise
         print("Ray did not start in time on this busy machine; once more", file=sys.stderr)
-        for process in set(psutil.Process().children(recursive=True)) - before:
-            with contextlib.suppress(psutil.Error):
-                if str(Path(ray.__file__).parent) in " ".join(
-                    process.cmdline()
-                ):  # others may have been begun beside
-                    process.kill()
+        _end_processes_of_ray(set(psutil.Process().children(recursive=True)) - before)
+
+
+def _end_processes_of_ray(processes: set[psutil.Process]) -> None:
+    """Those of Ray among them: another thread may have begun some of its own meanwhile."""
+    import ray
+
+    installed = str(Path(ray.__file__).parent)
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            if installed in " ".join(process.cmdline()):
+                process.kill()
 
 
 @contextlib.contextmanager

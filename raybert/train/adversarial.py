@@ -26,9 +26,10 @@ class Adversarial(Protocol):
     """Settings of a method; those that a method has not are not read.
 
     What they are unless given is in `raybert.config.levers`. Much code takes for FGM epsilon 1, for PGD epsilon 1,
-    alpha 0.3, 3 steps, where 1 is the norm for a whole batch, here it is that of a row; papers and their code take for FreeLB alpha 0.1, init 0.6, 2 steps without a bound (ALBERT on SST-2; RoBERTa:
-    epsilon 0.6, init 1); for SMART alpha 1e-5 or 1e-3, init 1e-5, epsilon 1, 1 step, weight 1 (mt-dnn, which moves
-    embeddings after their norm; words are smaller, of 0.04, and so is our epsilon).
+    alpha 0.3, 3 steps, but as the norm for a whole batch; here it is that of a row. Papers, or their code, take for
+    FreeLB alpha 0.1, init 0.6, 2 steps without a bound (ALBERT on SST-2; RoBERTa: epsilon 0.6, init 1); for SMART alpha
+    1e-5 or 1e-3, init 1e-5, epsilon 1, 1 step, weight 1 (mt-dnn, which moves embeddings after their norm; words are
+    smaller, of 0.04, and so is our epsilon).
 
     Attributes:
         name: fgm, pgd, freelb or smart.

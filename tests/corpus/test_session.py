@@ -45,7 +45,7 @@ def test_a_ray_that_does_not_come_up_in_time_is_started_once_more():
     assert done.stderr.count("once more") == 1
 
 
-def test_and_then_no_more():
+def test_one_that_does_not_come_up_twice_is_told_in_a_line():
     done = run(2)
     assert done.returncode == 1
     assert "cannot use the private Ray on this machine: The current node timed out" in done.stderr

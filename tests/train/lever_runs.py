@@ -13,7 +13,7 @@ LEVERS: dict[str, dict[str, Any]] = {
     "class_weights": {"task.class_weights": "balanced"},
     "freeze_layers": {"freeze.layers": 1},
     "freeze_embeddings": {"freeze.embeddings": True},
-    "freeze_all": {"freeze.layers": "all", "train.lr": 0.05, "train.steps": 120},  # a head on random vectors
+    "freeze_all": {"freeze.layers": "all", "train.lr": 0.05, "train.steps": 120},  # it learns slowly
     "gradual": {"freeze.gradual": True, "train.batch_size": 100, "train.lr": 0.02},
     "layer_decay": {"train.layer_decay": 0.8},
     "weight_decay": {"train.weight_decay": 0.1},

@@ -4,11 +4,8 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 
 import psutil
@@ -17,27 +14,11 @@ from torch.testing import assert_close
 
 from raybert.train.checkpoint import Checkpoints
 from raybert.train.pretrain import pretrain
+from tests.train.kills import a_worker_killed, wait_for_step
 from tests.train.tokens import settings
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
-
-
-def wait_for_step(output: Path, step: int) -> None:
-    checkpoints = Checkpoints(output / "checkpoints")
-    deadline = time.monotonic() + 120
-    while max(checkpoints.steps(), default=0) < step:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def kill_a_worker(output: Path, killed: list[int]) -> None:
-    wait_for_step(output, 3)
-    for process in psutil.Process().children(recursive=True):
-        if "RayTrainWorker" in " ".join(process.cmdline()):
-            process.send_signal(signal.SIGKILL)
-            killed.append(process.pid)
-            return
 
 
 def same_end(output: Path, whole: Path) -> None:
@@ -50,13 +31,9 @@ def same_end(output: Path, whole: Path) -> None:
 
 
 def test_a_killed_worker_costs_nothing_but_time(finished, tokens, tmp_path, capfd):
-    killed: list[int] = []
-    thread = threading.Thread(target=kill_a_worker, args=(tmp_path / "run", killed))
-    thread.start()
     # a checkpoint a step: the run is slow enough to be killed
-    report = pretrain(settings(tokens, tmp_path / "run", **{"train.checkpoint.steps": 1}))
-    thread.join()
-    assert len(killed) == 1
+    with a_worker_killed(tmp_path / "run", 3):
+        report = pretrain(settings(tokens, tmp_path / "run", **{"train.checkpoint.steps": 1}))
     said = capfd.readouterr().err
     assert "going on from step" in said
     assert "step 12/12  loss " in said

@@ -56,7 +56,9 @@ def test_a_batch_of_nothing_has_no_gradient(task, cache):
     model, objective = model_of(task).train(), objective_of(task, cache)
     totals = objective.accumulate(model, [(0, objective.empty)], objective.count([]), seed=SEED, step=STEP)
     assert not totals.any()
-    assert not any(p.grad.any() for p in model.parameters() if p.grad is not None)
+    made = [p.grad for p in model.parameters() if p.grad is not None]
+    assert made
+    assert not any(gradient.any() for gradient in made)
 
 
 def test_the_accuracy_is_that_of_all_queries(whole):
